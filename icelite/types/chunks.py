@@ -1,0 +1,97 @@
+"""Chunks as values: where their bytes are, and how their positions are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+
+class ChunkType(IntEnum):
+    """Where a chunk's bytes are; numbers as in Icechunk and in ``location.kind``."""
+
+    uninitialized = 0
+    native = 1
+    virtual = 2
+    inline = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """One file or object that holds chunks: a row of ``location`` without its id.
+
+    Attributes
+    ----------
+    path
+        An absolute URL, kept verbatim; or, with a ``container``, the path behind its prefix; or,
+        without a scheme, a path relative to the catalog's directory.
+    container
+        Name of the container that a ``vcc://name/path`` reference names, else None.
+    size
+        Bytes of the whole source when it was referenced; None when not recorded.
+    etag
+        The source's ETag when it was referenced, without quotes; None when not recorded.
+    modified_at
+        The source's modification time in nanoseconds since the epoch, UTC; None when not recorded.
+    """
+
+    kind: ChunkType
+    path: str
+    container: str | None = None
+    size: int | None = None
+    etag: str | None = None
+    modified_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStamp:
+    """What a source file looked like when it was referenced; see `Location` for the units."""
+
+    size: int | None = None
+    etag: str | None = None
+    modified_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """Where one chunk's bytes are: ``length`` bytes from ``offset`` of a location.
+
+    For an inline chunk ``location_id`` is `icelite.catalog.chunks.INLINE` and ``offset`` the payload's id.
+    """
+
+    location_id: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualChunkSpec:
+    """One reference for `IceliteStore.set_virtual_refs`, as Icechunk's class of the same name.
+
+    Attributes
+    ----------
+    index
+        Grid position of the chunk.
+    offset, length
+        Bytes: the chunk is ``[offset, offset + length)`` of ``location``.
+    etag_checksum, last_updated_at_checksum
+        The source must still have this ETag, or must not have been modified after this time.
+    """
+
+    index: list[int]
+    location: str
+    offset: int
+    length: int
+    etag_checksum: str | None = None
+    last_updated_at_checksum: datetime | None = None
+
+
+def chunk_name(position: Iterable[int]) -> str:
+    """The name of the chunk at a grid position: ``[12, 0]`` to ``"12/0"``."""
+    return "/".join(map(str, position))
+
+
+def chunk_position(chunk: str) -> list[int]:
+    """The grid position that a chunk's name says: ``"12/0"`` to ``[12, 0]``."""
+    return [int(index) for index in chunk.split("/")] if chunk else []

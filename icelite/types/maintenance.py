@@ -1,0 +1,96 @@
+"""What maintenance of a repository found and did, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GCSummary:
+    """What `Repository.garbage_collect` removed, or with ``dry_run`` would remove.
+
+    Attributes
+    ----------
+    bytes_deleted
+        Bytes of the chunks that were stored inline; the file shrinks only when it is compacted.
+    chunks_deleted
+        Chunks whose bytes were removed.
+    snapshots_deleted
+        Snapshots that no branch or tag reached. Expired ones are gone before, and not counted.
+    transaction_logs_deleted
+        Notes of what a snapshot did to one node: rows of ``change``.
+    chunk_refs_deleted, nodes_deleted
+        Versions of references and of metadata that no snapshot sees.
+    segments_deleted, locations_deleted
+        Runs of snapshots without any left; files and objects that nothing refers to any more.
+    """
+
+    bytes_deleted: int = 0
+    chunks_deleted: int = 0
+    snapshots_deleted: int = 0
+    transaction_logs_deleted: int = 0
+    chunk_refs_deleted: int = 0
+    nodes_deleted: int = 0
+    segments_deleted: int = 0
+    locations_deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkStorageStats:
+    """Bytes of all chunks of a repository by where they are; each stored chunk counts once.
+
+    Attributes
+    ----------
+    native_bytes
+        In objects that icelite wrote.
+    virtual_bytes
+        In other people's files.
+    inlined_bytes
+        In the catalog file.
+    """
+
+    native_bytes: int = 0
+    virtual_bytes: int = 0
+    inlined_bytes: int = 0
+
+    def non_virtual_bytes(self) -> int:
+        """Bytes that the repository itself holds."""
+        return self.native_bytes + self.inlined_bytes
+
+    def total_bytes(self) -> int:
+        """Bytes wherever they are."""
+        return self.native_bytes + self.virtual_bytes + self.inlined_bytes
+
+    def __add__(self, other: ChunkStorageStats) -> ChunkStorageStats:
+        return ChunkStorageStats(
+            self.native_bytes + other.native_bytes,
+            self.virtual_bytes + other.virtual_bytes,
+            self.inlined_bytes + other.inlined_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """Size of the catalog file before and after `Repository.compact`, bytes."""
+
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that `Repository.verify` found wrong.
+
+    Attributes
+    ----------
+    check
+        Name of the rule that is broken: the table, then what about it.
+    subject
+        The row at fault.
+    detail
+        What is wrong with it.
+    """
+
+    check: str
+    subject: str
+    detail: str
