@@ -1,0 +1,334 @@
+"""What a file must pass before a catalog is read from it: it may come from a stranger.
+
+The order matters: the place, the 100-byte header, the sidecar, the exact schema, then (for a file that this
+machine does not know) SQLite's own ``integrity_check``. STRICT and CHECK do not protect a reader; this check
+does, and unlike ``quick_check`` it compares indexes with their tables (https://sqlite.org/security.html,
+"Untrusted SQLite Database Files").
+
+A file that passed, or that icelite wrote, is remembered by path, size, modification time and inode in the
+user's cache directory, so that opening it again costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import stat
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import apsw
+import platformdirs
+
+from icelite.errors import (
+    AlreadyExistsError,
+    ErrorKind,
+    FormatError,
+    InvalidInputError,
+    RepositoryNotFoundError,
+    StorageError,
+)
+
+APPLICATION_ID = 0x49434C54  # "ICLT"
+FORMAT_VERSION = 1
+HEADER_BYTES = 100
+SQLITE_MAGIC = b"SQLite format 3\0"
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+CHECK_BYTES_PER_SECOND = 20 << 20  # a slow disk; integrity_check reads 140 MB/s on an ordinary one
+
+SELECT_SCHEMA = "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema"
+CHECK_INTEGRITY = "PRAGMA integrity_check(1)"
+ATTACHED_BY_VACUUM = 2  # its own, beside a change set
+BEGIN = "BEGIN"
+ROLLBACK = "ROLLBACK"
+
+# https://sqlite.org/c3ref/c_dbconfig_defensive.html; triggers and views do not occur in the schema.
+_CONFIG = {
+    "DEFENSIVE": 1,
+    "TRUSTED_SCHEMA": 0,
+    "ENABLE_TRIGGER": 0,
+    "ENABLE_VIEW": 0,
+    "ENABLE_LOAD_EXTENSION": 0,
+    "WRITABLE_SCHEMA": 0,
+    "DQS_DDL": 0,
+    "DQS_DML": 0,
+    # Plans do not depend on bound values. Without it SQLite prepares a statement with ORDER BY anew for each execution,
+    # which doubles the cost of finding a chunk (https://sqlite.org/queryplanner-ng.html#qpstab).
+    "ENABLE_QPSG": 1,
+}
+_LIMITS = {"SQL_LENGTH": 100_000, "COLUMN": 100, "EXPR_DEPTH": 50, "FUNCTION_ARG": 8, "VARIABLE_NUMBER": 2000}
+_PRAGMAS = {"trusted_schema": 0, "cell_size_check": 1, "mmap_size": 0}
+_STATISTICS = {  # what ANALYZE leaves
+    ("table", "sqlite_stat1", "CREATE TABLE sqlite_stat1(tbl,idx,stat)"),
+    ("table", "sqlite_stat4", "CREATE TABLE sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)"),
+}
+_READS = {apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE, apsw.SQLITE_TRANSACTION}
+_WRITES = {apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE}
+
+
+@cache
+def schema_text() -> str:
+    """The DDL of the current format."""
+    return (files("icelite.catalog") / "schema.sql").read_text()
+
+
+def check_place(path: Path) -> None:
+    """Refuse what is not a non-empty regular file.
+
+    Raises
+    ------
+    RepositoryNotFoundError, FormatError
+        ``repository-not-found``; ``not-a-file``, ``empty-file``, ``unsafe-sidecar``.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RepositoryNotFoundError(
+            f"no repository at {path}: the file does not exist; Repository.create makes one",
+            ErrorKind.REPOSITORY_NOT_FOUND,
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be looked at: {error.strerror}", ErrorKind.IO) from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise FormatError(
+            f"{path} is {what}; an icelite repository is one file, such as {path.name}.icelite", ErrorKind.NOT_A_FILE
+        )
+    if status.st_size == 0:
+        raise FormatError(
+            f"{path} is an empty file, not an icelite catalog; delete it, then Repository.create it",
+            ErrorKind.EMPTY_FILE,
+        )
+    _check_sidecar(path)
+
+
+def _check_sidecar(path: Path) -> None:
+    """Refuse a rollback journal that names a super-journal: older SQLites deleted whatever file it names.
+
+    icelite's own journals never name one. A plain journal, left by a crash, is rolled back by SQLite
+    (https://sqlite.org/fileformat2.html#the_rollback_journal).
+    """
+    journal = path.with_name(path.name + "-journal")
+    try:
+        with journal.open("rb") as handle:
+            handle.seek(0, 2)
+            handle.seek(max(0, handle.tell() - len(JOURNAL_MAGIC)))
+            tail = handle.read()
+            named = handle.tell() > 512 and tail == JOURNAL_MAGIC
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{journal} cannot be read: {error.strerror}", ErrorKind.IO) from error
+    if named:
+        raise FormatError(
+            f"{journal} names a further journal, which icelite never writes: it may have been planted;"
+            " remove it if you trust the catalog without it",
+            ErrorKind.UNSAFE_SIDECAR,
+        )
+
+
+def already_exists(path: Path | str) -> AlreadyExistsError:
+    """The error for a `create` on a taken path."""
+    return AlreadyExistsError(
+        f"{path} already exists; open it with Repository.open, or choose another path",
+        ErrorKind.REPOSITORY_ALREADY_EXISTS,
+    )
+
+
+def is_icelite(header: bytes) -> bool:
+    """Whether a file's first bytes are those of a catalog, of whatever format."""
+    return len(header) >= 72 and header[:16] == SQLITE_MAGIC and _u32(header, 68) == APPLICATION_ID
+
+
+def _u32(data: bytes, offset: int) -> int:
+    return int(struct.unpack_from(">I", data, offset)[0])
+
+
+def harden(connection: apsw.Connection) -> None:
+    """Switch off what a catalog never needs; before any statement."""
+    for name, value in _CONFIG.items():
+        connection.config(getattr(apsw, f"SQLITE_DBCONFIG_{name}"), value)
+    for name, value in _LIMITS.items():
+        connection.limit(getattr(apsw, f"SQLITE_LIMIT_{name}"), value)
+
+
+def check_header(connection: apsw.Connection, path: Path | None) -> None:
+    """Check the first 100 bytes, read through SQLite's own file handle.
+
+    Raises
+    ------
+    FormatError
+        ``not-a-catalog``, ``other-application``, ``unsupported-spec-version``.
+    """
+    complete, header = connection.read("main", 0, 0, HEADER_BYTES)
+    if header[:16] != SQLITE_MAGIC or not complete:
+        raise FormatError(f"{path} is not an SQLite file, so not an icelite catalog", ErrorKind.NOT_A_CATALOG)
+    found = _u32(header, 68)
+    if found != APPLICATION_ID:
+        raise FormatError(
+            f"{path} is an SQLite file of another application (application_id 0x{found:08X}, a catalog has"
+            f" 0x{APPLICATION_ID:08X})",
+            ErrorKind.OTHER_APPLICATION,
+        )
+    version = _u32(header, 60)
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            f"{path} has catalog format {version}, this release reads format {FORMAT_VERSION};"
+            " install a newer icelite to read it",
+            ErrorKind.UNSUPPORTED_SPEC_VERSION,
+        )
+
+
+def check_content(connection: apsw.Connection, path: Path | None, check: str) -> None:
+    """Check length and schema, and everything else with ``integrity_check`` where ``check`` asks for it.
+
+    Raises
+    ------
+    FormatError, InvalidInputError
+        ``truncated-file``, ``unexpected-schema``, ``corrupt``; ``invalid-argument``.
+    """
+    if check not in ("always", "auto", "never"):
+        raise InvalidInputError(f"check={check!r} is not 'always', 'auto' or 'never'", ErrorKind.INVALID_ARGUMENT)
+    for name, value in _PRAGMAS.items():
+        connection.pragma(name, value)
+    connection.execute(BEGIN)
+    try:
+        found = _schema(connection)  # the first read: takes the lock, and rolls back a crashed writer's journal
+        if path is not None:
+            check_length(connection, path)
+        unexpected = sorted(name for _, name, _, _ in found ^ _expected_schema())
+        if unexpected:
+            raise FormatError(
+                f"{path} does not have the schema of catalog format {FORMAT_VERSION}: {', '.join(unexpected[:5])}"
+                " differ; it was changed by something else and is not trusted",
+                ErrorKind.UNEXPECTED_SCHEMA,
+            )
+        if path is not None and (check == "always" or (check == "auto" and not _is_known(path))):
+            _check_integrity(connection, path)
+    finally:
+        connection.execute(ROLLBACK)
+    if path is not None and check != "never":
+        remember(path)
+
+
+def check_length(connection: apsw.Connection, path: Path) -> None:
+    """Check that the file is as long as its header says; under a lock, or while a writer could be half way.
+
+    Raises
+    ------
+    FormatError
+        ``truncated-file``.
+    """
+    header = connection.read("main", 0, 0, HEADER_BYTES)[1]
+    page_size = struct.unpack_from(">H", header, 16)[0]
+    expected = (65536 if page_size == 1 else page_size) * _u32(header, 28)
+    actual = path.stat().st_size
+    if actual < expected:
+        raise FormatError(
+            f"{path} is truncated: {actual} bytes of {expected}; copy it again from the original",
+            ErrorKind.TRUNCATED_FILE,
+        )
+
+
+def _schema(connection: apsw.Connection) -> set[tuple[str, str, str, str]]:
+    """The schema without comments and spacing, and without the tables that ANALYZE leaves.
+
+    A quote could hide text from this reading, so a statement with one is kept as it is, and then differs.
+    """
+    found = set()
+    for row in connection.execute(SELECT_SCHEMA).fetchall():
+        kind, name, table, sql = map(str, row)
+        bare = re.sub(r"--[^\n]*", "", sql)
+        if not re.search(r"""['"`\[]""", bare):
+            sql = " ".join(bare.split())
+        if (kind, name, sql) not in _STATISTICS:
+            found.add((kind, name, table, sql))
+    return found
+
+
+@cache
+def _expected_schema() -> frozenset[tuple[str, str, str, str]]:
+    connection = apsw.Connection(":memory:")
+    connection.execute(schema_text())
+    return frozenset(_schema(connection))
+
+
+def _check_integrity(connection: apsw.Connection, path: Path) -> None:
+    """Let SQLite read the whole file, under a watchdog: a crafted b-tree can be endless."""
+    seconds = 30.0 + path.stat().st_size / CHECK_BYTES_PER_SECOND
+    watchdog = threading.Timer(seconds, connection.interrupt)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        rows = connection.execute(CHECK_INTEGRITY).fetchall()
+    except (apsw.InterruptError, apsw.CorruptError, UnicodeDecodeError) as error:
+        raise _corrupt(path, str(error)) from error
+    finally:
+        watchdog.cancel()
+    if rows != [("ok",)]:
+        raise _corrupt(path, str(rows[0][0]))
+
+
+def _corrupt(path: Path, finding: str) -> FormatError:
+    return FormatError(f"{path} is damaged or was tampered with: {finding}; restore it from a copy", ErrorKind.CORRUPT)
+
+
+def close_doors(connection: apsw.Connection, change_set: bool) -> None:
+    """Install the authorizer: from here on only rows of the known tables can be read or written."""
+    connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
+    tables = {name for kind, name, _, _ in _expected_schema() if kind == "table"} | {""}
+    schemas = {"main", "staged"} if change_set else {"main"}
+    allowed = _READS | _WRITES
+
+    def authorize(op: int, first: str | None, _: str | None, schema: str | None, __: str | None) -> int:
+        if op not in allowed:
+            return apsw.SQLITE_DENY
+        if op in _WRITES or (op == apsw.SQLITE_READ and schema in ("main", "staged")):
+            return apsw.SQLITE_OK if first in tables and schema in schemas else apsw.SQLITE_DENY
+        return apsw.SQLITE_OK
+
+    connection.authorizer = authorize
+
+
+@contextmanager
+def doors_open(connection: apsw.Connection) -> Iterator[None]:
+    """For one statement about the file as a whole: VACUUM attaches a database of its own, pragmas are refused."""
+    authorizer = connection.authorizer
+    limit = connection.limit(apsw.SQLITE_LIMIT_ATTACHED, ATTACHED_BY_VACUUM)
+    connection.authorizer = None
+    try:
+        yield
+    finally:
+        connection.authorizer = authorizer
+        connection.limit(apsw.SQLITE_LIMIT_ATTACHED, limit)
+
+
+def _stamp(path: Path) -> tuple[Path, str]:
+    real = path.resolve()
+    status = real.stat()
+    key = hashlib.sha256(str(real).encode()).hexdigest()[:32]
+    place = Path(platformdirs.user_cache_dir("icelite")) / "known" / key
+    return place, f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def _is_known(path: Path) -> bool:
+    try:
+        place, stamp = _stamp(path)
+        return place.read_text() == stamp
+    except OSError:  # not remembered, or no cache directory: the file is checked
+        return False
+
+
+def remember(path: Path) -> None:
+    """Note that the file as it is now was written or checked by icelite on this machine."""
+    try:
+        place, stamp = _stamp(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(stamp)
+    except OSError:  # no writable cache directory: the next opening checks the file again
+        return

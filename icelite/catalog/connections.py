@@ -1,0 +1,215 @@
+"""How connections to a catalog come about: opened, tuned and, for a new catalog, filled before anyone sees it.
+
+A catalog appears under its name complete, or not at all: it is written under a draft name, then linked to its own.
+So neither a crash nor a second process finds half of one; a crash leaves the draft, a hidden file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from icelite.catalog import checks
+from icelite.errors import ErrorKind, FormatError, RepositoryNotFoundError, StorageError
+from icelite.storage import StorageConfig
+
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+COMMIT = "COMMIT"
+PAGE_BYTES = 4096
+CACHE_KIB = 16 * 1024
+BUSY_PAUSE_SECONDS = (0.0005, 0.004)  # random, or one writer starves the others (docs/design.md)
+
+_forks = 0  # how often this process is the child of a fork since icelite was imported
+_abandoned: list[apsw.Connection] = []  # of the parent: kept, since closing them would drop the parent's locks
+_anchors: dict[str, apsw.Connection] = {}  # SQLite drops an in-memory database with its last connection
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+def forks() -> int:
+    """A number that differs between a process and its children by os.fork()."""
+    return _forks
+
+
+def abandon(connection: apsw.Connection) -> None:
+    """Keep a parent's connection from ever being closed here (https://sqlite.org/howtocorrupt.html, section 2.6)."""
+    _abandoned.append(connection)
+
+
+def connect(storage: StorageConfig) -> apsw.Connection:
+    """A bare connection to a catalog that exists.
+
+    Raises
+    ------
+    RepositoryNotFoundError
+        ``repository-not-found`` for one in memory; no file is ever created here.
+    """
+    if storage.path is None and storage.name not in _anchors:
+        raise RepositoryNotFoundError(
+            f"no repository in memory under {storage.name!r}: it was not created with this storage object, or"
+            " not in this process",
+            ErrorKind.REPOSITORY_NOT_FOUND,
+        )
+    return _open(storage.path, storage.name, 0)
+
+
+def _open(path: Path | None, name: str, flags: int) -> apsw.Connection:
+    # In memory: a database that every connection of this process shares by its name.
+    uri = f"file:/{urllib.parse.quote(name)}?vfs=memdb" if path is None else "file:" + urllib.parse.quote(str(path))
+    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI | flags)
+
+
+def release(connection: apsw.Connection, process: int, wrote: Callable[[], bool]) -> None:
+    """Close a connection, and remove the empty journal that TRUNCATE mode leaves beside the catalog.
+
+    SQLite removes it only while it can have the lock; where somebody else writes, it stays for them. A connection
+    inherited through fork() is left alone: closing it would drop its parent's locks
+    (https://sqlite.org/howtocorrupt.html, section 2.6).
+    """
+    if os.getpid() != process:
+        return
+    with contextlib.suppress(apsw.Error):  # a journal that stays is empty and does no harm
+        if wrote():
+            connection.authorizer = None
+            connection.set_busy_handler(None)
+            connection.pragma("journal_mode", "delete")
+    connection.close()
+
+
+def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]) -> None:
+    """Make a catalog with its first rows, in one transaction.
+
+    Raises
+    ------
+    AlreadyExistsError, RepositoryNotFoundError, StorageError, FormatError
+        ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``io``;
+        ``unsafe-sidecar``.
+    """
+    if storage.path is None:
+        if storage.name in _anchors:
+            raise checks.already_exists(storage.name)
+        anchor = _open(None, storage.name, apsw.SQLITE_OPEN_CREATE)
+        _write_first_rows(anchor, initialize)
+        _anchors[storage.name] = anchor
+        return
+    stale = _find_sidecar(storage.path)  # before the file: whoever writes a journal has the file already
+    if os.path.lexists(storage.path):
+        raise checks.already_exists(storage.path)
+    if stale is not None:
+        raise FormatError(
+            f"{stale} was left by a catalog that is gone, and would be played back into a new {storage.path.name};"
+            " remove it first",
+            ErrorKind.UNSAFE_SIDECAR,
+        )
+    draft = storage.path.with_name(f".icelite-{secrets.token_hex(8)}")
+    _make_empty_file(draft, storage.path)
+    try:
+        with contextlib.closing(_open(draft, "", 0)) as connection:
+            _write_first_rows(connection, initialize)
+        _give_name(draft, storage.path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _find_sidecar(path: Path) -> Path | None:
+    """A journal of SQLite's beside the path, with something in it.
+
+    Raises
+    ------
+    StorageError
+        ``io``, for a name so long that its journal cannot have one.
+    """
+    for suffix in ("-journal", "-wal"):
+        sidecar = path.with_name(path.name + suffix)
+        try:
+            if sidecar.stat().st_size > 0:
+                return sidecar
+        except (FileNotFoundError, NotADirectoryError):  # a missing directory is reported later
+            continue
+        except OSError as error:
+            raise StorageError(f"{path} cannot be created with its journal: {error.strerror}", ErrorKind.IO) from error
+    return None
+
+
+def _write_first_rows(connection: apsw.Connection, initialize: Callable[[apsw.Connection], None]) -> None:
+    connection.pragma("page_size", PAGE_BYTES)
+    connection.pragma("journal_mode", "memory")  # a crash leaves a draft, whatever is in it
+    connection.pragma("synchronous", "full")
+    connection.execute(BEGIN_WRITE)
+    connection.pragma("application_id", checks.APPLICATION_ID)
+    connection.pragma("user_version", checks.FORMAT_VERSION)
+    connection.execute(checks.schema_text())
+    initialize(connection)
+    connection.execute(COMMIT)
+
+
+def _make_empty_file(path: Path, name: Path) -> None:
+    """Create a file, failing when it exists; ``name`` is what the user asked for."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise checks.already_exists(name) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RepositoryNotFoundError(
+            f"directory {name.parent} does not exist, so {name.name} cannot be created in it; make it first",
+            ErrorKind.REPOSITORY_NOT_FOUND,
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{name} cannot be created: {error.strerror}", ErrorKind.IO) from error
+
+
+def _give_name(draft: Path, path: Path) -> None:
+    """Let the finished draft appear under its name, failing when the name is taken, and make that durable."""
+    try:
+        os.link(draft, path)
+    except FileExistsError as error:
+        raise checks.already_exists(path) from error
+    except OSError:  # a file system without hard links: take the name, then replace what holds it
+        _make_empty_file(path, path)
+        draft.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def set_pragmas(connection: apsw.Connection) -> None:
+    """Journal, durability and cache of a connection to an existing catalog."""
+    # TRUNCATE keeps the header in rollback mode, so that the file at rest opens on read-only media and can be
+    # copied as it is; with FULL, no acknowledged commit was lost in any simulated power cut (docs/design.md).
+    # Set explicitly even though others are defaults: apsw.bestpractice may have put this connection in WAL mode.
+    if not connection.readonly("main"):
+        connection.pragma("journal_mode", "truncate")
+    connection.pragma("synchronous", "full")
+    connection.pragma("cache_size", -CACHE_KIB)
+
+
+def busy_handler(seconds: float) -> Callable[[int], bool]:
+    """What SQLite calls while another process holds the file: wait a little, until the deadline."""
+    deadline = 0.0
+
+    def wait(calls: int) -> bool:
+        nonlocal deadline
+        now = time.monotonic()
+        if calls == 0:
+            deadline = now + seconds
+        time.sleep(random.uniform(*BUSY_PAUSE_SECONDS))
+        return now < deadline
+
+    return wait

@@ -1,0 +1,395 @@
+"""One connection to a catalog file, and the doors through which every statement goes.
+
+Invariants
+----------
+- `Catalog.read` and `Catalog.write` are the only transactions on the repository; `Catalog.stage` is the third
+  door and touches nothing but the session's private change set. A commit hook refuses any other commit.
+- Every write begins IMMEDIATE, so it never fails half way for want of a lock; no object or network I/O
+  happens inside it. What must happen after it is durable is queued on the transaction (`after_commit`).
+- No row leaves this module while its statement is open: a reader never holds a lock across user code.
+- The file is never opened by another route in this process: closing such a handle would drop SQLite's POSIX
+  locks (https://sqlite.org/howtocorrupt.html, section 2.2).
+- apsw's exceptions become icelite's here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from icelite.catalog import checks, connections
+from icelite.errors import (
+    ErrorKind,
+    FormatError,
+    IceliteError,
+    InternalError,
+    ReadOnlyError,
+    SessionStateError,
+    StorageError,
+)
+from icelite.storage import StorageConfig
+
+Row = tuple[Any, ...]
+Bindings = Sequence[Any]
+
+BEGIN_READ = "BEGIN DEFERRED"
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+COMMIT = "COMMIT"
+ROLLBACK = "ROLLBACK"
+VACUUM = "VACUUM"
+INTEGRITY_CHECK = "PRAGMA main.integrity_check(1000)"
+ATTACH_CHANGE_SET = "ATTACH '' AS staged"  # an empty name: private, and spilled to disk by SQLite itself
+
+
+class Transaction:
+    """The verbs for statements; valid only inside the door that made it."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.after_commit: list[Callable[[], None]] = []
+
+    def rows(self, sql: str, bindings: Bindings = ()) -> list[Row]:
+        """All rows of a query, its statement closed."""
+        return self._connection.execute(sql, bindings).fetchall()
+
+    def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
+        """The first row of a query, or None."""
+        rows = self._connection.execute(sql, bindings).fetchall()
+        return rows[0] if rows else None
+
+    def run(self, sql: str, bindings: Bindings = ()) -> int:
+        """Execute one statement; the number of rows it changed."""
+        self._connection.execute(sql, bindings)
+        return self._connection.changes()
+
+    def run_many(self, sql: str, bindings: Iterable[Bindings]) -> None:
+        """Execute one statement for each sequence of bindings."""
+        self._connection.executemany(sql, bindings)
+
+    def insert(self, sql: str, bindings: Bindings = ()) -> int:
+        """Execute an INSERT; the rowid of the new row."""
+        self._connection.execute(sql, bindings)
+        return self._connection.last_insert_rowid()
+
+    def read_blob(self, table: str, column: str, rowid: int, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start`` of one value, without loading the rest of it."""
+        blob = self._connection.blob_open("main", table, column, rowid, False)
+        try:
+            blob.seek(start)
+            return blob.read(length)
+        finally:
+            blob.close()
+
+
+class _Door:
+    """Which door of a connection is open; apart from `Catalog`, so that what asks for it keeps no catalog alive."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._written = False
+
+    def refuses_commit(self) -> bool:
+        """SQLite's commit hook: what did not come through a door is rolled back."""
+        self._written |= self.name == "write"
+        return self.name not in ("write", "stage")
+
+    def has_written(self) -> bool:
+        """Whether the repository was written through this connection."""
+        return self._written
+
+
+class Catalog:
+    """A connection to one catalog; shared by threads, one at a time.
+
+    Parameters
+    ----------
+    storage
+        Which file (or which in-memory database).
+    change_set
+        Attach a private change set, for a writable session.
+    check
+        ``always``, ``auto`` (only a file this machine has not met) or ``never``: whether SQLite's
+        ``integrity_check`` reads the whole file first.
+    busy_timeout
+        Seconds to wait for another process's write.
+
+    Raises
+    ------
+    RepositoryNotFoundError, FormatError, StorageError
+        ``repository-not-found``, or what `icelite.catalog.checks` found wrong with the file.
+    """
+
+    def __init__(
+        self,
+        storage: StorageConfig,
+        *,
+        change_set: bool = False,
+        check: str = "auto",
+        busy_timeout: float = 30.0,
+    ) -> None:
+        self.storage = storage
+        self.path = storage.path
+        self.busy_timeout = busy_timeout
+        self._lock = threading.RLock()
+        self._trusted = check != "never"
+        self._options = change_set, check
+        self._connect()
+
+    def _connect(self) -> None:
+        if self.path is not None:
+            checks.check_place(self.path)
+        self._forks = connections.forks()
+        self._door = _Door()
+        with self._translated():
+            self._connection = connections.connect(self.storage)
+            try:
+                self._prepare(*self._options)
+            except BaseException:
+                self._connection.close()
+                raise
+        self._transaction = Transaction(self._connection)
+        # Also when the program ends, or the catalog is dropped without close().
+        self._release = weakref.finalize(
+            self, connections.release, self._connection, os.getpid(), self._door.has_written
+        )
+
+    def _check_fork(self) -> None:
+        """Open the file anew in a child of os.fork(): SQLite's handles do not survive it.
+
+        Raises
+        ------
+        SessionStateError
+            ``not-picklable`` for a connection with a change set, which stays with the parent.
+        """
+        if self._forks == connections.forks():
+            return
+        if self._options[0]:
+            raise SessionStateError(
+                f"a session that writes to {self.storage.name} was carried over os.fork(); its changes stay with the"
+                " parent process: give the child session.fork() by pickle, or open a session there",
+                ErrorKind.NOT_PICKLABLE,
+            )
+        connections.abandon(self._connection)
+        self._release.detach()
+        self._lock = threading.RLock()  # another thread of the parent may have held the old one
+        self._connect()
+
+    def _prepare(self, change_set: bool, check: str) -> None:
+        connection = self._connection
+        connection.set_busy_handler(connections.busy_handler(self.busy_timeout))
+        checks.harden(connection)
+        checks.check_header(connection, self.path)
+        try:
+            connections.set_pragmas(connection)
+            checks.check_content(connection, self.path, check)
+        except apsw.CorruptError:
+            if self.path is not None:
+                checks.check_length(connection, self.path)  # a truncated file says so
+            raise
+        if change_set:
+            connection.execute(ATTACH_CHANGE_SET)
+            connection.execute((files("icelite.catalog") / "staging.sql").read_text())
+        checks.close_doors(connection, change_set)
+        connection.set_commit_hook(self._door.refuses_commit)
+        self.read_only = bool(connection.readonly("main"))
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A consistent view of the catalog over several statements."""
+        self._check_fork()
+        with self._lock, self._translated():
+            if self._door.name is not None:  # inside another door: its transaction is the view
+                yield self._transaction
+                return
+            with self._transact(BEGIN_READ, "read"):
+                yield self._transaction
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """The one way to change the repository: all of the block is committed, or nothing.
+
+        Raises
+        ------
+        ReadOnlyError, StorageError
+            ``read-only-storage``; ``busy`` when another process held the file past the deadline;
+            ``storage-full``, ``io``.
+        """
+        self._check_fork()
+        with self._lock, self._translated():
+            self.check_writable()
+            transaction = Transaction(self._connection)
+            with self._transact(BEGIN_WRITE, "write"):
+                yield transaction
+            if self.path is not None and self._trusted:
+                checks.remember(self.path)
+        for action in transaction.after_commit:
+            action()
+
+    def check_writable(self) -> None:
+        """Refuse where the file cannot be written.
+
+        Raises
+        ------
+        ReadOnlyError
+            ``read-only-storage``.
+        """
+        if self.read_only:
+            raise ReadOnlyError(
+                f"{self.storage.name} cannot be written: the file or its file system is read-only",
+                ErrorKind.READ_ONLY_STORAGE,
+            )
+
+    @contextmanager
+    def stage(self) -> Iterator[Transaction]:
+        """Change the private change set; the repository is neither locked nor touched."""
+        self._check_fork()
+        with self._lock, self._translated(), self._transact(BEGIN_READ, "stage"):
+            yield self._transaction
+
+    def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
+        """The first row of one query that needs no wider view: a read transaction of its own."""
+        self._check_fork()
+        with self._lock:
+            try:
+                rows = self._connection.execute(sql, bindings).fetchall()
+            except (apsw.Error, UnicodeDecodeError) as error:
+                raise _error(error, self.storage.name, self.busy_timeout) from error
+        return rows[0] if rows else None
+
+    def vacuum(self) -> tuple[int, int]:
+        """Rebuild the file without its free pages; its size before and after, in bytes.
+
+        SQLite fills a temporary file first and copies it back in one transaction: when that fails, nothing happened.
+
+        Raises
+        ------
+        ReadOnlyError, StorageError
+            As `write`.
+        """
+        with self._lock, self._translated():
+            self.check_writable()
+            with self._between_transactions("write"), checks.doors_open(self._connection):
+                before = self._size()
+                self._connection.execute(VACUUM)
+                after = self._size()
+            if self.path is not None and self._trusted:
+                checks.remember(self.path)
+        return before, after
+
+    def find_damage(self) -> list[str]:
+        """What SQLite finds wrong with the pages, the indexes and the constraints of the file, each a sentence.
+
+        Raises
+        ------
+        FormatError
+            ``corrupt`` when it cannot read on.
+        """
+        with self._lock, self._translated(), self._between_transactions("read"), checks.doors_open(self._connection):
+            rows = self._connection.execute(INTEGRITY_CHECK).fetchall()
+        return [str(text) for (text,) in rows if text != "ok"]
+
+    def _size(self) -> int:
+        return int(self._connection.pragma("page_count")) * int(self._connection.pragma("page_size"))
+
+    @contextmanager
+    def _between_transactions(self, door: str) -> Iterator[None]:
+        if self._door.name is not None:
+            raise InternalError(f"{door}() was opened inside {self._door.name}()")
+        self._door.name = door
+        try:
+            yield
+        finally:
+            self._door.name = None
+
+    @contextmanager
+    def _transact(self, begin: str, door: str) -> Iterator[None]:
+        if self._door.name is not None:
+            raise InternalError(f"{door}() was opened inside {self._door.name}()")
+        self._connection.execute(begin)
+        self._door.name = door
+        try:
+            yield
+            self._connection.execute(COMMIT)
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute(ROLLBACK)
+            raise
+        finally:
+            self._door.name = None
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return _translated(self.storage, self.busy_timeout)
+
+    def close(self) -> None:
+        """Release the file; the catalog cannot be used afterwards."""
+        with self._lock, self._translated():
+            self._release()
+
+
+def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], None]) -> None:
+    """Make a catalog with its first rows: all of it, or with an error nothing.
+
+    Raises
+    ------
+    AlreadyExistsError, RepositoryNotFoundError, StorageError
+        ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``io``,
+        ``storage-full``.
+    """
+    with _translated(storage, 0):
+        connections.create(storage, lambda connection: initialize(Transaction(connection)))
+    if storage.path is not None:
+        checks.remember(storage.path)
+
+
+@contextmanager
+def _translated(storage: StorageConfig, busy_timeout: float) -> Iterator[None]:
+    try:
+        yield
+    except (apsw.Error, UnicodeDecodeError) as error:  # the latter: TEXT that is not UTF-8
+        raise _error(error, storage.name, busy_timeout) from error
+
+
+def _error(error: Exception, where: str, busy_timeout: float) -> IceliteError:
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return StorageError(
+            f"{where} was being written by another process for more than {busy_timeout:g} s;"
+            " try again, or raise busy_timeout_seconds in the RepositoryConfig",
+            ErrorKind.BUSY,
+        )
+    if isinstance(error, apsw.FullError):
+        return StorageError(f"no space left for {where}; nothing was changed", ErrorKind.STORAGE_FULL)
+    if isinstance(error, apsw.ReadOnlyError):
+        return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
+        return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
+    if isinstance(error, apsw.SQLError) and str(error).endswith(("integer overflow", "unsupported file format")):
+        # a sum of forged numbers; a header that promises what no SQLite can read
+        return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
+    if isinstance(error, apsw.CantOpenError):
+        return StorageError(f"{where} cannot be opened: {error}; check its permissions", ErrorKind.IO)
+    if isinstance(error, apsw.IOError):
+        return StorageError(f"reading or writing {where} failed: {error}", ErrorKind.IO)
+    return InternalError(f"{where}: {type(error).__name__}: {error}")
+
+
+def is_catalog(path: str | Path) -> bool:
+    """Whether the file at ``path`` says that it is an icelite catalog; its content is not checked."""
+    place = Path(path)
+    if not place.is_file():
+        return False
+    try:
+        connection = apsw.Connection(str(place), flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error:
+        return False
+    try:
+        return checks.is_icelite(connection.read("main", 0, 0, checks.HEADER_BYTES)[1])
+    finally:
+        connection.close()

@@ -1,0 +1,106 @@
+"""The `node` table: groups and arrays, as each snapshot sees them.
+
+The metadata of a Zarr v3 node is the text of its ``zarr.json``; that of a v2 node a JSON object of the texts
+of ``.zarray``, ``.zgroup`` and ``.zattrs``. Both are kept to the letter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from icelite.catalog.database import Catalog, Row, Transaction
+from icelite.catalog.json_column import damaged, read_json_object
+from icelite.catalog.snapshots import LINEAGE
+from icelite.types import Node, View
+
+SELECT_NODE = """
+SELECT seg, seq, node_id, zarr_format, metadata FROM node WHERE path = ?1 AND seq <= ?2 ORDER BY seq DESC
+"""
+SELECT_NODE_BY_ID = """
+SELECT seg, seq, path, zarr_format, metadata FROM node WHERE node_id = ?1 AND seq <= ?2 ORDER BY seq DESC
+"""
+_VISIBLE = """
+SELECT path, node_id, zarr_format, metadata FROM (
+  SELECT n.path, max(n.seq), n.node_id, n.zarr_format, n.metadata FROM node n CROSS JOIN lineage l
+  WHERE n.seq <= ?2 AND l.seg = n.seg AND n.seq <= l.bound"""
+SELECT_ALL_NODES = LINEAGE + _VISIBLE + " GROUP BY n.path) WHERE metadata IS NOT NULL"
+# '0' is the character after '/': the range holds exactly the paths that begin with ?3 and a slash.
+SELECT_NODES_BELOW = (
+    LINEAGE + _VISIBLE + " AND n.path > ?3 || '/' AND n.path < ?3 || '0' GROUP BY n.path) WHERE metadata IS NOT NULL"
+)
+SELECT_MAX_ID = "SELECT coalesce(max(node_id), 0) FROM node"
+INSERT_NODE = "INSERT OR REPLACE INTO node (path, seq, seg, node_id, zarr_format, metadata) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def find_node(catalog: Catalog | Transaction, view: View, path: str) -> Node | None:
+    """The group or array at ``path``, or None."""
+    bounds = view.bounds
+    for seg, seq, node_id, zarr_format, metadata in _versions(catalog, path, view.seq):
+        if seq <= bounds.get(seg, -1):
+            return None if metadata is None else _node(path, node_id, zarr_format, metadata)
+    return None
+
+
+def _versions(catalog: Catalog | Transaction, path: str, seq: int) -> list[Row]:
+    if isinstance(catalog, Catalog):
+        with catalog.read() as txn:
+            return txn.rows(SELECT_NODE, (path, seq))
+    return catalog.rows(SELECT_NODE, (path, seq))
+
+
+def find_last_state(txn: Transaction, view: View, node_id: int) -> Node | None:
+    """A node as ``view`` last saw it alive, wherever it was; None when it never did."""
+    for seg, seq, path, zarr_format, metadata in txn.rows(SELECT_NODE_BY_ID, (node_id, view.seq)):
+        if metadata is not None and seq <= view.bounds.get(seg, -1):
+            return _node(path, node_id, zarr_format, metadata)
+    return None
+
+
+def find_node_by_id(txn: Transaction, view: View, node_id: int) -> Node | None:
+    """A node as ``view`` sees it, wherever it is; None where it is not there yet or any more."""
+    node = find_last_state(txn, view, node_id)
+    if node is None:
+        return None
+    found = find_node(txn, view, node.path)  # deleted there, another may have its place
+    return found if found is not None and found.node_id == node_id else None
+
+
+def list_nodes(catalog: Catalog, view: View, path: str) -> list[Node]:
+    """The nodes at and below ``path`` (everything for ``""``), in order of creation."""
+    with catalog.read() as txn:
+        if path == "":
+            rows = txn.rows(SELECT_ALL_NODES, (view.seg, view.seq))
+        else:
+            rows = txn.rows(SELECT_NODES_BELOW, (view.seg, view.seq, path))
+            itself = find_node(txn, view, path)
+    nodes = [_node(*row) for row in rows]
+    if path and itself is not None:
+        nodes.append(itself)
+    return sorted(nodes, key=lambda node: node.node_id)
+
+
+def _node(path: str, node_id: int, zarr_format: int, metadata: str) -> Node:
+    if zarr_format == 3:
+        return Node(path, node_id, zarr_format, {"zarr.json": metadata})
+    documents = read_json_object(metadata, f"node {path!r}")
+    if not all(isinstance(text, str) for text in documents.values()):
+        raise damaged(f"node {path!r}", "its documents are not all texts")
+    return Node(path, node_id, zarr_format, documents)
+
+
+def next_node_id(txn: Transaction) -> int:
+    """A node id greater than every one in the catalog."""
+    row = txn.row(SELECT_MAX_ID)
+    return 1 if row is None else int(row[0]) + 1
+
+
+def insert_node(
+    txn: Transaction, view: View, path: str, node_id: int, zarr_format: int, documents: Mapping[str, str] | None
+) -> None:
+    """Add a node's state as of a new snapshot; None for its deletion."""
+    if documents is None:
+        metadata = None
+    else:
+        metadata = documents["zarr.json"] if zarr_format == 3 else json.dumps(dict(documents))
+    txn.run(INSERT_NODE, (path, view.seq, view.seg, node_id, zarr_format, metadata))

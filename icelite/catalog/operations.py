@@ -1,0 +1,68 @@
+"""The `operation` table: the log of every mutation, whose ids also number the snapshots."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from icelite.catalog.database import Transaction
+from icelite.catalog.json_column import damaged, read_json_object
+from icelite.types import RepoStatus, Update, UpdateType
+
+INSERT_OPERATION = "INSERT INTO operation (done_at, kind, detail) VALUES (?, ?, ?)"
+SELECT_OPERATIONS = "SELECT id, done_at, kind, detail FROM operation WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
+
+END = 1 << 62  # above every id
+
+_KINDS = {kind.__name__: kind for kind in UpdateType.__subclasses__() if kind is not UpdateType.OtherUpdate}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now() -> int:
+    """The time as the catalog writes it: microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """A stored time as a UTC datetime, exact."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def to_microseconds(moment: datetime) -> int:
+    """A timezone-aware datetime as the catalog writes it, exact."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def log_operation(txn: Transaction, kind: str, detail: dict[str, Any], done_at: int | None = None) -> int:
+    """Append one operation; its id, greater than every one before."""
+    return txn.insert(INSERT_OPERATION, (now() if done_at is None else done_at, kind, json.dumps(detail)))
+
+
+def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[Update], int]:
+    """At most ``limit`` operations with ids below ``before`` (`END` for all), newest first; the last one's id.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` for a row that does not say what its kind needs.
+    """
+    updates: list[Update] = []
+    last = before
+    for last, done_at, kind, detail in txn.rows(SELECT_OPERATIONS, (before, limit)):
+        try:
+            updates.append(Update(_kind(kind, read_json_object(detail, f"operation {last}")), to_datetime(done_at)))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise damaged(f"operation {last}", repr(detail)) from error
+    return updates, last
+
+
+def _kind(name: str, detail: dict[str, Any]) -> UpdateType:
+    if name == "RepoStatusChanged":
+        return UpdateType.RepoStatusChanged(RepoStatus.from_dict(detail["status"]))
+    kind = _KINDS.get(name)
+    if kind is None:
+        return UpdateType.OtherUpdate(name, detail)
+    return kind(**{field.name: detail[field.name] for field in fields(kind)})  # type: ignore[arg-type]

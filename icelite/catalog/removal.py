@@ -1,0 +1,216 @@
+"""Taking snapshots out of the catalog, and then the rows and bytes that no snapshot sees.
+
+Releasing a snapshot removes one row and leaves the rest of the file as it is: other snapshots see most of what it
+saw. What none sees is found by `icelite.catalog.reachability`, and removed here, block by block: memory is bounded
+by the number of snapshots and nodes, whatever the number of chunks.
+
+What stays besides what is seen: the `change` rows of every point that some snapshot has behind it, expired or not,
+so that differences between snapshots that stay are complete; and, in `operation`, the record of everything.
+A node that no snapshot sees any more is forgotten altogether, its changes too: nothing could name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from icelite.catalog.chunks import AFTER, FIRST
+from icelite.catalog.database import Transaction
+from icelite.catalog.reachability import Interval, Reach, Version, merged, needed, overlaps, scan_nodes, seen
+from icelite.catalog.reachability import in_preorder as ordered
+from icelite.errors import ErrorKind, FormatError
+
+SELECT_OLD_TIPS = """
+SELECT b.name, s.seq, s.id FROM branch b JOIN snapshot s ON s.seq = b.seq
+WHERE b.name <> ?1 AND s.parent_seq IS NOT NULL AND s.written_at < ?2 ORDER BY b.name
+"""
+SELECT_OLD_TAGS = """
+SELECT t.name, s.seq, s.id FROM tag t JOIN snapshot s ON s.seq = t.seq
+WHERE s.parent_seq IS NOT NULL AND s.written_at < ?1 ORDER BY t.name
+"""
+SELECT_OLD = """
+SELECT seq, id FROM snapshot
+WHERE parent_seq IS NOT NULL AND written_at < ?1
+  AND seq NOT IN (SELECT seq FROM branch) AND seq NOT IN (SELECT seq FROM tag WHERE seq IS NOT NULL)
+"""
+SELECT_UNREACHED = """
+WITH RECURSIVE reached (seq) AS (
+  SELECT seq FROM branch
+  UNION SELECT seq FROM tag WHERE seq IS NOT NULL
+  UNION SELECT s.parent_seq FROM reached r JOIN snapshot s ON s.seq = r.seq WHERE s.parent_seq IS NOT NULL
+)
+SELECT seq, id FROM snapshot
+WHERE parent_seq IS NOT NULL AND written_at < ?1 AND seq NOT IN (SELECT seq FROM reached)
+"""
+DELETE_SNAPSHOT = "DELETE FROM snapshot WHERE seq = ?"
+# The first snapshot adopts, as in Icechunk. A nearer one that stays may be a tag beside the line of history.
+ADOPT_ORPHANS = """
+UPDATE snapshot SET parent_seq = (SELECT seq FROM snapshot WHERE parent_seq IS NULL)
+WHERE parent_seq IS NOT NULL AND parent_seq NOT IN (SELECT seq FROM snapshot)
+"""
+
+SELECT_POINTS = "SELECT DISTINCT seq, seg FROM change UNION SELECT seq, seg FROM snapshot"
+DELETE_NODE = "DELETE FROM node WHERE path = ? AND seq = ?"
+SELECT_ARRAYS_AFTER = "SELECT node_id FROM chunk_ref WHERE node_id > ? ORDER BY node_id LIMIT 1"
+# One row a chunk: its versions as text, number and whether it deletes the chunk in one integer each.
+SELECT_VERSIONS = """
+SELECT chunk, group_concat(2 * seq + (location_id IS NULL)) FROM chunk_ref
+WHERE node_id = ?1 AND chunk >= ?2 GROUP BY chunk ORDER BY chunk LIMIT ?3
+"""
+DELETE_REF = "DELETE FROM chunk_ref WHERE node_id = ? AND chunk = ? AND seq = ?"
+DELETE_REFS = "DELETE FROM chunk_ref WHERE node_id = ?"
+SELECT_CHANGE_POINTS = "SELECT DISTINCT seq, seg FROM change"
+DELETE_CHANGES = "DELETE FROM change WHERE seq = ?"
+DELETE_CHANGES_OF_FORGOTTEN = "DELETE FROM change WHERE node_id NOT IN (SELECT node_id FROM node)"
+DELETE_SEGMENT = "DELETE FROM segment WHERE seg = ?"
+
+SELECT_BLOCK_END = "SELECT max(id) FROM (SELECT id FROM payload WHERE id > ?1 ORDER BY id LIMIT ?2)"
+# CASE looks at written_at, which lies behind the bytes, only where nothing refers to the payload.
+_UNUSED = """
+FROM payload WHERE id > ?1 AND id <= ?2 AND CASE
+  WHEN id IN (SELECT offset FROM chunk_ref WHERE location_id = 1 AND offset > ?1 AND offset <= ?2) THEN 0
+  ELSE written_at < ?3 END
+"""
+SELECT_UNUSED_PAYLOADS = "SELECT count(*), coalesce(sum(length(data)), 0)" + _UNUSED
+DELETE_UNUSED_PAYLOADS = "DELETE" + _UNUSED
+DELETE_UNUSED_LOCATIONS = """
+DELETE FROM location
+WHERE kind <> 3 AND id NOT IN (SELECT location_id FROM chunk_ref WHERE location_id IS NOT NULL)
+"""
+
+CHUNKS_AT_ONCE = 50_000
+PAYLOADS_AT_ONCE = 1_000_000
+KNOWN_PATTERNS = 100_000
+
+Alive = Mapping[int, Sequence[Interval]]  # node id to the snapshots in which the node is there
+
+
+def list_old_tips(txn: Transaction, moment: int, but: str) -> list[tuple[str, int, str]]:
+    """Name, number and id of the tips written before ``moment`` (microseconds), without branch ``but``."""
+    return [(name, seq, snapshot_id) for name, seq, snapshot_id in txn.rows(SELECT_OLD_TIPS, (but, moment))]
+
+
+def list_old_tags(txn: Transaction, moment: int) -> list[tuple[str, int, str]]:
+    """Name, number and id of the tagged snapshots written before ``moment`` (microseconds)."""
+    return [(name, seq, snapshot_id) for name, seq, snapshot_id in txn.rows(SELECT_OLD_TAGS, (moment,))]
+
+
+def list_old(txn: Transaction, moment: int) -> dict[int, str]:
+    """Number and id of the snapshots written before ``moment``, without the first one and without tips and tags."""
+    return dict(txn.rows(SELECT_OLD, (moment,)))
+
+
+def list_unreached(txn: Transaction, moment: int) -> dict[int, str]:
+    """Number and id of the snapshots written before ``moment`` in no ancestry of a branch or tag."""
+    return dict(txn.rows(SELECT_UNREACHED, (moment,)))
+
+
+def release_snapshots(txn: Transaction, seqs: Iterable[int]) -> None:
+    """Remove snapshots; the first one becomes the parent of those that lose theirs."""
+    txn.run_many(DELETE_SNAPSHOT, ((seq,) for seq in seqs))
+    txn.run(ADOPT_ORPHANS)
+
+
+def remove_nodes(txn: Transaction, reach: Reach) -> tuple[int, Alive]:
+    """Remove the versions of groups and arrays that no snapshot sees; their number, and where the others are seen."""
+    removed = 0
+    places: dict[int, list[Interval]] = {}
+    for rows in scan_nodes(txn):
+        versions = ordered(Version(row.seq, row.deletes, reach.interval(row.seg, row.seq)) for row in rows)
+        kept = needed(versions)
+        ids = {row.seq: row.node_id for row in rows}
+        for version, (found, _) in zip(versions, seen(versions), strict=True):
+            if not version.deletes:
+                places[ids[version.seq]] = merged([*places.get(ids[version.seq], ()), *found])
+        dead = [(row.path, row.seq) for row in rows if row.seq not in kept]
+        txn.run_many(DELETE_NODE, dead)
+        removed += len(dead)
+    return removed, {node_id: intervals for node_id, intervals in places.items() if intervals}
+
+
+def remove_refs(txn: Transaction, reach: Reach, alive: Alive) -> int:
+    """Remove the references that no snapshot sees, and those of nodes that none sees; their number."""
+    points = {int(seq): reach.interval(seg, seq) for seq, seg in txn.rows(SELECT_POINTS)}
+    removed = 0
+    row = txn.row(SELECT_ARRAYS_AFTER, (0,))
+    while row is not None:
+        node_id = int(row[0])
+        if node_id not in alive:
+            removed += txn.run(DELETE_REFS, (node_id,))
+        else:
+            for dead in _dead_refs(txn, node_id, points, alive[node_id]):
+                txn.run_many(DELETE_REF, dead)
+                removed += len(dead)
+        row = txn.row(SELECT_ARRAYS_AFTER, (node_id,))
+    return removed
+
+
+def _dead_refs(
+    txn: Transaction, node_id: int, points: Mapping[int, Interval], alive: Sequence[Interval]
+) -> Iterator[list[tuple[int, str, int]]]:
+    """Keys of the references of one array that can go, in blocks; what is in one may go before the next is read."""
+    known: dict[str, list[int]] = {}  # chunks that changed together have the same versions
+    start = FIRST
+    while rows := txn.rows(SELECT_VERSIONS, (node_id, start, CHUNKS_AT_ONCE)):
+        dead = []
+        for chunk, pattern in rows:
+            seqs = known.get(pattern)
+            if seqs is None:
+                if len(known) >= KNOWN_PATTERNS:
+                    known.clear()
+                seqs = known[pattern] = _dead_versions(pattern, points, alive)
+            dead += [(node_id, chunk, seq) for seq in seqs]
+        yield dead
+        start = rows[-1][0] + AFTER
+
+
+def _dead_versions(pattern: str, points: Mapping[int, Interval], alive: Sequence[Interval]) -> list[int]:
+    versions = [(number >> 1, bool(number & 1)) for number in map(int, pattern.split(","))]
+    for seq, _ in versions:
+        if seq not in points:
+            raise FormatError(
+                f"there are chunk references of snapshot {seq}, of which nothing else is known; see verify()",
+                ErrorKind.CORRUPT,
+            )
+    if len(versions) == 1 and not versions[0][1]:  # as most are
+        return [] if overlaps(points[versions[0][0]], alive) else [versions[0][0]]
+    kept = needed((Version(seq, deletes, points[seq]) for seq, deletes in versions), alive)
+    return [seq for seq, _ in versions if seq not in kept]
+
+
+def remove_changes(txn: Transaction, reach: Reach) -> int:
+    """Remove the changes of points that no snapshot has behind it, and of nodes that are forgotten; their number."""
+    removed = 0
+    for seq, seg in txn.rows(SELECT_CHANGE_POINTS):
+        start, stop = reach.interval(seg, seq)
+        if start == stop:
+            removed += txn.run(DELETE_CHANGES, (seq,))
+    return removed + txn.run(DELETE_CHANGES_OF_FORGOTTEN)
+
+
+def remove_segments(txn: Transaction, reach: Reach) -> int:
+    """Remove the segments that no snapshot sees; their number."""
+    empty = reach.empty_segments()
+    txn.run_many(DELETE_SEGMENT, ((seg,) for seg in empty))
+    return len(empty)
+
+
+def remove_payloads(txn: Transaction, moment: int) -> tuple[int, int]:
+    """Remove the bytes that nothing refers to and that were written before ``moment``; their number and sum."""
+    count = total = start = 0
+    while (stop := _block_end(txn, start)) is not None:
+        row = txn.row(SELECT_UNUSED_PAYLOADS, (start, stop, moment))
+        if row is not None and row[0]:
+            txn.run(DELETE_UNUSED_PAYLOADS, (start, stop, moment))
+            count, total = count + row[0], total + row[1]
+        start = stop
+    return count, total
+
+
+def _block_end(txn: Transaction, start: int) -> int | None:
+    row = txn.row(SELECT_BLOCK_END, (start, PAYLOADS_AT_ONCE))
+    return None if row is None else row[0]
+
+
+def remove_locations(txn: Transaction) -> int:
+    """Remove the files and objects that no reference names; their number. Containers are configuration, and stay."""
+    return txn.run(DELETE_UNUSED_LOCATIONS)

@@ -1,0 +1,88 @@
+"""The `setting` and `container` tables: the persisted configuration."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from icelite.catalog.database import Transaction
+from icelite.catalog.json_column import damaged, read_json, read_json_object
+from icelite.config import RepositoryConfig, VirtualChunkContainer
+
+SELECT_SETTING = "SELECT value FROM setting WHERE name = ?"
+UPSERT_SETTING = (
+    "INSERT INTO setting (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+SELECT_CONTAINERS = "SELECT name, url_prefix, options FROM container ORDER BY id"
+SELECT_CONTAINER_ID = "SELECT id FROM container WHERE name = ?"
+INSERT_CONTAINER = """
+INSERT INTO container (name, url_prefix, options) VALUES (?, ?, ?)
+ON CONFLICT (url_prefix) DO UPDATE SET name = excluded.name, options = excluded.options
+"""
+
+
+def find_setting(txn: Transaction, name: str) -> Any:
+    """The value of a setting, or None when it was never set.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when the value is not JSON.
+    """
+    row = txn.row(SELECT_SETTING, (name,))
+    return None if row is None else read_json(row[0], f"setting {name!r}")
+
+
+def save_setting(txn: Transaction, name: str, value: Any) -> None:
+    """Set a setting to a JSON-able value."""
+    txn.run(UPSERT_SETTING, (name, json.dumps(value)))
+
+
+def list_containers(txn: Transaction) -> dict[str, VirtualChunkContainer]:
+    """The persisted containers by name.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when a row does not describe a container.
+    """
+    containers: dict[str, VirtualChunkContainer] = {}
+    for name, url_prefix, options in txn.rows(SELECT_CONTAINERS):
+        try:
+            described = read_json_object(options, f"container {name!r}")
+            containers[name] = VirtualChunkContainer.from_options(url_prefix, described, name)
+        except (ValueError, TypeError, AttributeError) as error:  # InvalidInputError is a ValueError
+            raise damaged(f"container {name!r}", str(error)) from error
+    return containers
+
+
+def save_container(txn: Transaction, container: VirtualChunkContainer) -> None:
+    """Add a container, or replace the one with the same prefix."""
+    txn.run(INSERT_CONTAINER, (container.name, container.url_prefix, json.dumps(container.options())))
+
+
+def load_config(txn: Transaction) -> RepositoryConfig:
+    """The persisted configuration, with its containers.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
+    stored = find_setting(txn, "config") or {}
+    try:
+        config = RepositoryConfig.from_dict(stored)
+    except (ValueError, AttributeError) as error:
+        raise damaged("setting 'config'", str(error)) from error
+    for container in list_containers(txn).values():
+        config.set_virtual_chunk_container(container)
+    return config
+
+
+def save_config(txn: Transaction, config: RepositoryConfig) -> None:
+    """Persist a configuration, with its containers; containers that it does not have stay."""
+    save_setting(txn, "config", config.to_dict())
+    stored = {container.url_prefix: container for container in list_containers(txn).values()}
+    for container in (config.virtual_chunk_containers or {}).values():
+        if stored.get(container.url_prefix) != container:
+            save_container(txn, container)

@@ -1,0 +1,188 @@
+"""The `snapshot` and `segment` tables: the history, and what each snapshot sees of it.
+
+A snapshot whose parent is the newest of its segment continues the segment; any other opens one. So a lineage
+has one entry for each fork behind a snapshot, however long the history (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from icelite.catalog.database import Row, Transaction
+from icelite.catalog.json_column import damaged, read_json_object
+from icelite.catalog.operations import to_datetime
+from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError
+from icelite.types import INITIAL_SNAPSHOT_ID, SnapshotInfo, View, parse_snapshot_id
+
+# Prefixed to the queries of `node` and `chunk_ref` that see a snapshot: ?1 is its seg, ?2 its seq.
+LINEAGE = """
+WITH RECURSIVE lineage (seg, bound) AS (
+  SELECT ?1, ?2
+  UNION ALL
+  SELECT s.parent_seg, s.fork_seq FROM lineage l JOIN segment s ON s.seg = l.seg WHERE s.parent_seg IS NOT NULL
+)
+"""
+SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage"
+INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
+INSERT_SNAPSHOT = """
+INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
+SELECT_SEQ = "SELECT seq FROM snapshot WHERE id = ?"
+# Whether anything is behind a point in its segment: a snapshot, or rows of one that was released.
+SELECT_CONTINUATION = """
+SELECT 1 WHERE EXISTS (SELECT 1 FROM snapshot WHERE seq > ?1 AND seg = ?2)
+  OR EXISTS (SELECT 1 FROM change WHERE seq > ?1 AND seg = ?2)
+"""
+# The newest point before one in its segment: a snapshot, or rows of one that was released.
+SELECT_POINT_BEFORE = """
+SELECT max(seq) FROM (
+  SELECT seq FROM (SELECT seq FROM snapshot WHERE seq < ?2 AND seg = ?1 ORDER BY seq DESC LIMIT 1)
+  UNION ALL SELECT seq FROM (SELECT seq FROM change WHERE seq < ?2 AND seg = ?1 ORDER BY seq DESC LIMIT 1)
+)
+"""
+SELECT_FORK = "SELECT parent_seg, fork_seq FROM segment WHERE seg = ?"
+SELECT_INFO = """
+SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
+FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq WHERE s.seq = ?
+"""
+SELECT_INFOS = """
+SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
+FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq ORDER BY s.seq DESC
+"""
+SELECT_PARENT_AND_TIME = "SELECT parent_seq, written_at FROM snapshot WHERE seq = ?"
+
+
+def find_seq(txn: Transaction, snapshot_id: str) -> int | None:
+    """The number of the snapshot with a public id, or None."""
+    row = txn.row(SELECT_SEQ, (parse_snapshot_id(snapshot_id),))
+    return None if row is None else int(row[0])
+
+
+def lookup_seq(txn: Transaction, snapshot_id: str) -> int:
+    """The number of the snapshot with a public id.
+
+    Raises
+    ------
+    InvalidInputError, SnapshotNotFoundError
+        ``invalid-snapshot-id``; ``snapshot-not-found``.
+    """
+    seq = find_seq(txn, snapshot_id)
+    if seq is None:
+        raise SnapshotNotFoundError(
+            f"no snapshot {snapshot_id} in this repository; ancestry() lists those of a branch",
+            ErrorKind.SNAPSHOT_NOT_FOUND,
+        )
+    return seq
+
+
+def view_snapshot(txn: Transaction, seq: int) -> View:
+    """What the snapshot numbered ``seq`` sees."""
+    row = txn.row(SELECT_SEG, (seq,))
+    if row is None:
+        raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
+    return View(row[0], seq, dict(txn.rows(SELECT_LINEAGE, (row[0], seq))))
+
+
+def view_before(txn: Transaction, view: View) -> View:
+    """What was there before the snapshot of ``view`` was written, also where its parent was released.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when nothing can have been before it.
+    """
+    row = txn.row(SELECT_POINT_BEFORE, (view.seg, view.seq))
+    if row is not None and row[0] is not None:
+        return View(view.seg, row[0], {**view.bounds, view.seg: row[0]})
+    fork = txn.row(SELECT_FORK, (view.seg,))
+    if fork is None or fork[0] is None:
+        raise FormatError(f"there is nothing before snapshot number {view.seq}", ErrorKind.CORRUPT)
+    return View(fork[0], fork[1], {seg: bound for seg, bound in view.bounds.items() if seg != view.seg})
+
+
+def insert_first_snapshot(txn: Transaction, seq: int, written_at: int) -> None:
+    """The empty snapshot that every history begins with; id and message are Icechunk's."""
+    txn.run(INSERT_SEGMENT, (seq, None, None))
+    txn.run(INSERT_SNAPSHOT, (seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"))
+
+
+def insert_snapshot(
+    txn: Transaction,
+    seq: int,
+    parent: View,
+    snapshot_id: str,
+    written_at: int,
+    message: str,
+    metadata: dict[str, Any],
+    *,
+    parent_seq: int | None = None,
+) -> View:
+    """Add a snapshot behind the point ``parent``, opening a segment where it forks; what it sees.
+
+    ``parent_seq`` is the snapshot that history names as its parent, where that is not the one at the point.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when the operation log, whose ids number the snapshots, has lost its newest rows.
+    """
+    if seq <= parent.seq:
+        raise damaged("the operation log", f"it ends before snapshot number {parent.seq}")
+    if txn.row(SELECT_CONTINUATION, (parent.seq, parent.seg)) is None:
+        seg, bounds = parent.seg, {**parent.bounds, parent.seg: seq}
+    else:
+        seg, bounds = seq, {**parent.bounds, seq: seq}
+        txn.run(INSERT_SEGMENT, (seg, parent.seg, parent.seq))
+    known_parent = parent.seq if parent_seq is None else parent_seq
+    txn.run(INSERT_SNAPSHOT, (seq, seg, snapshot_id, known_parent, written_at, message, json.dumps(metadata)))
+    return View(seg, seq, bounds)
+
+
+def lookup_info(txn: Transaction, seq: int) -> tuple[SnapshotInfo, int | None]:
+    """A snapshot, and the number of its parent.
+
+    Raises
+    ------
+    SnapshotNotFoundError, FormatError
+        ``snapshot-not-found``; ``corrupt``.
+    """
+    row = txn.row(SELECT_INFO, (seq,))
+    if row is None:
+        raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
+    return _info(row), row[5]
+
+
+def _info(row: Row) -> SnapshotInfo:
+    snapshot_id, parent_id, written_at, message, metadata, _ = row
+    what = f"snapshot {snapshot_id!r}"
+    try:
+        moment = to_datetime(written_at)
+    except OverflowError as error:
+        raise damaged(what, f"written_at {written_at} is no date") from error
+    return SnapshotInfo(snapshot_id, parent_id, moment, message, read_json_object(metadata, what))
+
+
+def list_infos(txn: Transaction) -> list[SnapshotInfo]:
+    """Every snapshot there is, on a branch or not, newest first."""
+    return [_info(row) for row in txn.rows(SELECT_INFOS)]
+
+
+def find_parent(txn: Transaction, seq: int) -> int | None:
+    """The number of a snapshot's parent; None for the first one, or when there is no such snapshot."""
+    row = txn.row(SELECT_PARENT_AND_TIME, (seq,))
+    return None if row is None else row[0]
+
+
+def find_as_of(txn: Transaction, seq: int, moment: int) -> int | None:
+    """The newest ancestor-or-self of ``seq`` written at ``moment`` (microseconds) or before, or None."""
+    current: int | None = seq
+    while current is not None:
+        row = txn.row(SELECT_PARENT_AND_TIME, (current,))
+        if row is None:
+            return None
+        if row[1] <= moment:
+            return current
+        current = row[0]
+    return None

@@ -1,0 +1,214 @@
+"""The SQL itself: every statement compiles, the hot ones use a key, and none is written anywhere else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import apsw.ext
+import pytest
+
+import icelite.catalog
+from icelite.catalog.database import Catalog
+from icelite.repository import Repository
+from icelite.storage import in_memory_storage
+
+PACKAGE = Path(icelite.catalog.__file__).parent.parent
+STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|PRAGMA|BEGIN|COMMIT|ROLLBACK|ATTACH)\b")
+FRAGMENTS = {"LINEAGE"}  # what other statements begin with
+BEFORE_THE_DOORS_CLOSE = {"SELECT_SCHEMA", "CHECK_INTEGRITY", "INTEGRITY_CHECK", "ATTACH_CHANGE_SET"}
+
+# Read the whole of a table on purpose: every snapshot's nodes for a listing of everything, all snapshots or names
+# where all were asked for, or (staged.chunk_ref) what this very session wrote.
+SCANS = {
+    "nodes.SELECT_ALL_NODES": "n",
+    "locations.SELECT_LOCATIONS": "l",
+    "locations.SELECT_REMOTE_CONTAINER": "container",
+    "settings.SELECT_CONTAINERS": "container",
+    "refs.SELECT_BRANCHES": "branch",
+    "refs.SELECT_TAGS": "tag",
+    "refs.SELECT_DELETED_TAGS": "tag",
+    "snapshots.SELECT_INFOS": "s",
+    "staging.SELECT_CHANGED_NODES": "staged.chunk_ref",
+    "staging.SELECT_LOST": "r",
+}
+# Expiration, garbage collection, verification and statistics look at everything.
+MAINTENANCE = {"removal", "reachability", "invariants", "chunks.SELECT_SUMS"}
+# Every one of these runs for each chunk, each node, each location or each commit.
+HOT = {
+    "chunks.SELECT_CHUNK": "chunk_ref USING PRIMARY KEY (node_id=? AND chunk=? AND seq<?)",
+    "chunks.SELECT_CHUNK_VERSIONS": "chunk_ref USING PRIMARY KEY (node_id=? AND chunk=? AND seq<?)",
+    "chunks.SCAN_CHUNKS": "r USING PRIMARY KEY (node_id=? AND chunk>?)",
+    "chunks.SELECT_STORED_BYTES": "r USING PRIMARY KEY (node_id=? AND chunk>?)",
+    "changes.SELECT_CHANGES": "change USING PRIMARY KEY (seq=?)",
+    "changes.SELECT_CHANGES_SINCE": "c USING PRIMARY KEY (seq>? AND seq<?)",
+    "nodes.SELECT_NODE": "node USING PRIMARY KEY (path=? AND seq<?)",
+    "nodes.SELECT_NODES_BELOW": "n USING PRIMARY KEY (path>? AND path<?)",
+    "nodes.SELECT_MAX_ID": "node USING COVERING INDEX node_by_id",
+    "locations.SELECT_LOCATION": "l USING INTEGER PRIMARY KEY (rowid=?)",
+    "locations.SELECT_LOCATION_ID": "location USING INDEX location_by_path (path=?)",
+    "locations.SELECT_REMOTE_LOCATION": "location USING COVERING INDEX location_by_path (path>? AND path<?)",
+    "payloads.SELECT_PAYLOAD": "payload USING INTEGER PRIMARY KEY (rowid=?)",
+    "snapshots.SELECT_SEQ": "snapshot USING COVERING INDEX sqlite_autoindex_snapshot_1 (id=?)",
+    "snapshots.SELECT_INFO": "s USING INTEGER PRIMARY KEY (rowid=?)",
+    "snapshots.SELECT_LINEAGE": "s USING INTEGER PRIMARY KEY (rowid=?)",
+    "snapshots.SELECT_CONTINUATION": "snapshot USING INTEGER PRIMARY KEY (rowid>?)",
+    "staging.SELECT_REF": "staged.chunk_ref USING PRIMARY KEY (node_id=? AND chunk=?)",
+    "staging.SELECT_SOME_CHUNKS": "staged.chunk_ref USING PRIMARY KEY (node_id=? AND chunk>?)",
+    "staging.COPY_REFS": "r USING PRIMARY KEY (node_id=?)",
+}
+
+
+def statements() -> dict[str, str]:
+    """``module.NAME`` to the text of every statement of the package."""
+    found = {}
+    for info in pkgutil.iter_modules(icelite.catalog.__path__):
+        module = importlib.import_module(f"icelite.catalog.{info.name}")
+        for name, value in vars(module).items():
+            if re.fullmatch("[A-Z][A-Z_]*", name) and isinstance(value, str) and STATEMENT.match(value):
+                found[f"{info.name}.{name}"] = value
+    return {name: sql for name, sql in found.items() if name.partition(".")[2] not in FRAGMENTS}
+
+
+STATEMENTS = statements()
+QUERIES = {name: sql for name, sql in STATEMENTS.items() if name.partition(".")[2] not in BEFORE_THE_DOORS_CLOSE}
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[apsw.Connection]:
+    storage = in_memory_storage()
+    Repository.create(storage)
+    catalog = Catalog(storage, change_set=True)
+    yield catalog._connection
+    catalog.close()
+
+
+def plan(connection: apsw.Connection, sql: str) -> list[str]:
+    """The lines of EXPLAIN QUERY PLAN; preparing the statement is part of it."""
+
+    def lines(step: apsw.ext.QueryPlan) -> Iterator[str]:
+        yield step.detail
+        for inner in step.sub or ():
+            yield from lines(inner)
+
+    found = apsw.ext.query_info(connection, sql, explain_query_plan=True)
+    assert found.query_remaining is None, "one statement at a time"
+    assert found.query_plan is not None
+    return list(lines(found.query_plan))
+
+
+def test_there_are_statements_to_check() -> None:
+    assert set(HOT) | set(SCANS) < set(STATEMENTS)
+    assert len(STATEMENTS) > 50
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_statement_compiles_behind_the_closed_doors(connection: apsw.Connection, name: str) -> None:
+    plan(connection, QUERIES[name])
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_hot_statements_find_their_rows_by_key(connection: apsw.Connection, name: str) -> None:
+    steps = plan(connection, STATEMENTS[name])
+    assert f"SEARCH {HOT[name]}" in steps
+    assert not any("TEMP B-TREE" in step for step in steps)
+
+
+@pytest.mark.parametrize("name", [name for name in QUERIES if not MAINTENANCE & {name, name.partition(".")[0]}])
+def test_no_statement_reads_a_whole_table_that_grows_with_history(connection: apsw.Connection, name: str) -> None:
+    """What remains: rows of the lineage, of a VALUES clause, of an inner query, and the scans listed above."""
+    harmless = r"CONSTANT ROW|\d+-ROW VALUES CLAUSE|\(subquery-\d+\)|lineage" + (
+        "|l" if "lineage" in QUERIES[name] else ""
+    )
+    for step in plan(connection, QUERIES[name]):
+        scanned = re.fullmatch(r"SCAN (.*?)( USING .*)?", step)
+        if scanned and not re.fullmatch(harmless, scanned[1]):
+            assert SCANS.get(name) == scanned[1], step
+
+
+# -- where SQL may stand ---------------------------------------------------------------------------------------
+
+SQL = re.compile(
+    r"\bSELECT\b.+\bFROM\b|\bINSERT\b.+\bINTO\b|\bUPDATE\b.+\bSET\b|\bDELETE FROM\b|\bCREATE (TABLE|INDEX|VIEW)\b"
+    r"|\bPRAGMA \w|^(BEGIN|COMMIT|ROLLBACK|ATTACH|VACUUM)\b",
+    re.DOTALL,
+)
+EXECUTE = {"execute", "executemany", "rows", "row", "run", "run_many", "insert"}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def literals(tree: ast.AST) -> Iterator[str]:
+    """Every string of a module but its docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_the_check_below_knows_sql_when_it_sees_it() -> None:
+    assert all(SQL.search(sql) for sql in STATEMENTS.values())
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(PACKAGE)))
+def test_sql_stands_in_the_catalog_package_only(source: Path) -> None:
+    if source.is_relative_to(PACKAGE / "catalog"):
+        return
+    tree = ast.parse(source.read_text())
+    assert [text for text in literals(tree) if SQL.search(text)] == []
+    assert not re.search(r"^\s*(import|from) (apsw|sqlite3)\b", source.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("source", sorted((PACKAGE / "catalog").glob("*.py")), ids=lambda source: source.name)
+def test_statements_are_constants_and_never_put_together_on_the_way(source: Path) -> None:
+    """So every one of them is checked above, and no value can become part of one."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in EXECUTE:
+            assert not isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp), ast.unparse(node)
+
+
+# -- the schema as a document ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["schema.sql", "staging.sql"])
+def test_every_table_and_every_column_has_a_comment(name: str) -> None:
+    text = (PACKAGE / "catalog" / name).read_text()
+    tables = re.findall(r"^CREATE TABLE (?:staged\.)?(\w+) \(\n(.*?)^\)", text, re.DOTALL | re.MULTILINE)
+    assert tables
+    for table, body in tables:
+        assert re.search(rf"^-- {table}: \S", text, re.MULTILINE), table
+        columns = [line for line in body.splitlines() if re.match(r"  [a-z]", line)]
+        assert columns
+        for column in columns:
+            assert re.search(r" -- \S", column), f"{table}: {column}"
+
+
+def test_the_schema_has_no_quotes() -> None:
+    """The comparison on opening relies on it: a quote could hide text from its reading."""
+    text = (PACKAGE / "catalog" / "schema.sql").read_text()
+    statements = [line for line in re.sub("--.*", "", text).splitlines() if line.strip()]
+    assert not re.search(r"""['"`\[]""", "\n".join(statements))
+
+
+def test_tables_that_are_read_first_come_first() -> None:
+    """VACUUM writes tables in the order of the schema; whoever fetches the head of a file gets the small ones."""
+    text = (PACKAGE / "catalog" / "schema.sql").read_text()
+    tables = re.findall(r"^CREATE TABLE (\w+)", text, re.MULTILINE)
+    assert tables[-2:] == ["payload", "chunk_ref"]
+
+
+def test_all_of_it_is_strict() -> None:
+    for name in ("schema.sql", "staging.sql"):
+        text = (PACKAGE / "catalog" / name).read_text()
+        assert len(re.findall(r"^CREATE TABLE", text, re.MULTILINE)) == len(
+            re.findall(r"^\) STRICT", text, re.MULTILINE)
+        )
