@@ -1,0 +1,93 @@
+"""The errors of the gates. Each ends with the line of code that would open the gate, so it can be pasted.
+
+Prefixes and paths may come from a stranger's catalog: in code they stand as ASCII literals, so that nothing in them
+can end the literal or disguise itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+from icelite.errors import ErrorKind, InvalidInputError
+
+_XARRAY = "(xarray.open_dataset takes the same keyword)"
+
+
+def literal(text: str) -> str:
+    """A Python string literal of ASCII characters, in double quotes where that needs no escape."""
+    quoted = ascii(text)
+    return quoted if '"' in text or "'" in text else f'"{quoted[1:-1]}"'
+
+
+def expression(prefix: str) -> str:
+    """The Python expression that authorises a prefix: a proposal, the caller may have other credentials."""
+    if prefix.startswith("file://"):
+        return "icelite.LocalFileSystemAccess"
+    return "icelite.s3_credentials(from_env=True)"
+
+
+def narrow_prefix(url: str) -> str:
+    """The folder of a ``file://`` URL, the bucket of an ``s3://`` one."""
+    if url.startswith("s3://"):
+        return "s3://" + url.removeprefix("s3://").partition("/")[0] + "/"
+    return url.rpartition("/")[0] + "/"
+
+
+def unauthorised(url: str, prefix: str, catalog: str | None, chunk: str) -> InvalidInputError:
+    """The caller did not authorise any prefix that covers a URL."""
+    return InvalidInputError(
+        f"{_subject(url, chunk)} may not be read: nothing passed on open covers it; if you trust this catalog with"
+        f" that place: {_open_line(catalog, prefix)} {_XARRAY}",
+        ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+    )
+
+
+def no_container(url: str, catalog: str | None, chunk: str | None = None) -> InvalidInputError:
+    """No container covers a URL."""
+    prefix = narrow_prefix(url)
+    container = f"{literal(prefix)}: icelite.VirtualChunkContainer({literal(prefix)})"
+    config = f"config=icelite.RepositoryConfig(virtual_chunk_containers={{{container}}})"
+    return InvalidInputError(
+        f"{_subject(url, chunk)} is covered by no virtual chunk container; to add one:"
+        f" {_open_line(catalog, prefix, config)}",
+        ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK,
+    )
+
+
+def unknown_container(name: str, url: str, known: list[str]) -> InvalidInputError:
+    """A ``vcc://`` reference names a container that is not known."""
+    return InvalidInputError(
+        f"virtual reference {url!r} names the container {name!r}, which this repository does not have; it has"
+        f" {', '.join(map(repr, known)) or 'none'}; pass it in the RepositoryConfig:"
+        f" icelite.VirtualChunkContainer(url_prefix, name={literal(name)})",
+        ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK,
+    )
+
+
+def outside(reference: str, path: str, directory: str, chunk: str) -> InvalidInputError:
+    """A relative reference leaves the catalog's directory through a symbolic link."""
+    return InvalidInputError(
+        f"{_subject(reference, chunk)} leads through a symbolic link to {path!r}, outside the catalog's directory"
+        f" {directory!r}; put the file itself there, or reference it as 'file://...' and authorise its directory",
+        ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+    )
+
+
+def linked(url: str, path: str, catalog: str | None, chunk: str) -> InvalidInputError:
+    """An authorised URL leads through a symbolic link to a place that was not authorised."""
+    prefix = "file://" + os.path.dirname(path).rstrip("/") + "/"
+    return InvalidInputError(
+        f"{_subject(url, chunk)} leads through a symbolic link to {path!r}, where nothing was authorised; add that"
+        f" directory to what you pass on open: {_open_line(catalog, prefix)} {_XARRAY}",
+        ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+    )
+
+
+def _subject(url: str, chunk: str | None) -> str:
+    return f"virtual reference {url!r}" if chunk is None else f"chunk {chunk!r}: its source {url!r}"
+
+
+def _open_line(catalog: str | None, prefix: str, config: str | None = None) -> str:
+    first = "storage" if catalog is None else literal(catalog)
+    grant = f"authorize_virtual_chunk_access={{{literal(prefix)}: {expression(prefix)}}}"
+    return f"icelite.Repository.open({', '.join(filter(None, (first, config, grant)))})"

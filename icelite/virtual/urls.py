@@ -1,0 +1,140 @@
+"""What a virtual reference may look like. Pure text, except `existing_path`.
+
+References come from strangers, so everything is refused that a file system or a server could read in another way
+than it is written here: ``.`` and ``..`` segments (also percent-encoded), NUL, and in local paths the backslash.
+Otherwise URLs are verbatim: spaces, ``#``, ``?`` and ``%`` in a key are part of the key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote
+
+from icelite.errors import ErrorKind, InvalidInputError
+
+SCHEMES = ("file", "s3", "vcc")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
+_DOTS = {".", ".."}
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a reference; '' for a path.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref`` for a scheme that this release does not read, or for something that is no text.
+    """
+    scheme, mark, _ = url.partition("://") if _is_text(url) else ("", "", "")
+    if not mark:
+        if not url:
+            raise bad_reference(url, "is empty")
+        return ""
+    if scheme not in SCHEMES:
+        raise bad_reference(url, f"has the scheme {scheme!r}; this release reads file:// and s3://")
+    return scheme
+
+
+def _is_text(url: object) -> bool:
+    if not isinstance(url, str):
+        raise bad_reference(url, "is not text")
+    return True
+
+
+def check_segments(url: str, path: str, *, local: bool) -> None:
+    """Refuse a path that could mean another place than it says.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``.
+    """
+    decoded = unquote(path) if "%" in path else path
+    if "\0" in decoded:
+        raise bad_reference(url, "holds a NUL")
+    if local and "\\" in decoded:
+        raise bad_reference(url, "holds a backslash; separate directories with '/'")
+    if "." in decoded and not (_DOTS.isdisjoint(path.split("/")) and _DOTS.isdisjoint(decoded.split("/"))):
+        raise bad_reference(url, "has a '.' or '..' between its slashes; write where the file really is")
+    if local:
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise bad_reference(url, "cannot be the name of a file on this system") from None
+
+
+def relative_path(path: str) -> str:
+    """Check a reference that is relative to the catalog's directory, and return it.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref`` when it is absolute or might leave the directory.
+    """
+    check_segments(path, path, local=True)
+    if not path or path.startswith("/"):
+        raise bad_reference(path, "is not relative; an absolute one is written 'file:///...'")
+    return path
+
+
+def file_path(url: str) -> str:
+    """The absolute path of a ``file://`` URL, as written.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref`` when it names a host, no file, or might mean another place.
+    """
+    path = url.removeprefix("file://")
+    check_segments(url, path, local=True)
+    if not path.startswith("/") or path.endswith("/"):
+        raise bad_reference(url, "is not the URL of a local file, such as 'file:///data/august.nc'")
+    return path
+
+
+def bucket_and_key(url: str) -> tuple[str, str]:
+    """The two halves of an ``s3://`` URL, the key verbatim.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref`` when one is missing or might mean another place.
+    """
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    check_segments(url, key, local=False)
+    if not _BUCKET.fullmatch(bucket) or not key:
+        raise bad_reference(url, "is not the URL of an object, such as 's3://bucket/august.nc'")
+    return bucket, key
+
+
+def name_and_path(url: str) -> tuple[str, str]:
+    """Container name and path of a ``vcc://name/path`` reference.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref`` when one is missing.
+    """
+    name, _, path = url.removeprefix("vcc://").partition("/")
+    if not name or not path:
+        raise bad_reference(url, "does not name a container and a path, as in 'vcc://name/august.nc'")
+    return name, path
+
+
+def existing_path(path: str) -> str:
+    """The path as written, or percent-decoded when only that exists: some writers encode their file URLs."""
+    if "%" not in path or os.path.lexists(path):
+        return path
+    decoded = unquote(path)
+    return decoded if os.path.lexists(decoded) else path
+
+
+def is_under(path: str, directory: str) -> bool:
+    """Whether an absolute path is a directory or lies below it; both without links or dots."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def bad_reference(url: object, problem: str) -> InvalidInputError:
+    """The error for a reference that cannot be used."""
+    return InvalidInputError(f"virtual reference {url!r} {problem}", ErrorKind.INVALID_VIRTUAL_REF)
