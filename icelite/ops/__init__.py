@@ -1,0 +1,1 @@
+"""What is done to a repository as a whole: expire, collect, compact, verify, measure."""

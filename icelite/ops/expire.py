@@ -1,0 +1,67 @@
+"""Expiration: old snapshots are released, so that garbage collection may remove what only they saw.
+
+As in Icechunk: the first snapshot and the tip of ``main`` always stay, and so do other tips and tagged snapshots
+unless their branch or tag is to go too. Released ids cannot be read from then on. The first snapshot becomes the
+parent of what lost its own; the notes of what the released snapshots changed stay, so differences are complete.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from icelite.catalog import refs, removal
+from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.operations import log_operation, to_microseconds
+from icelite.catalog.permissions import check_online
+from icelite.errors import ErrorKind, InvalidInputError
+
+MAIN = "main"
+
+
+def expire_snapshots(
+    catalog: Catalog,
+    older_than: datetime,
+    *,
+    delete_expired_branches: bool = False,
+    delete_expired_tags: bool = False,
+) -> set[str]:
+    """Release the snapshots written before a moment; see `Repository.expire_snapshots`."""
+    moment = moment_of(older_than, "older_than")
+    with catalog.write() as txn:
+        check_online(txn)
+        if delete_expired_branches:
+            _delete_branches(txn, moment)
+        if delete_expired_tags:
+            _delete_tags(txn, moment)
+        released = removal.list_old(txn, moment)
+        removal.release_snapshots(txn, released)
+        log_operation(txn, "ExpirationRan", {"older_than": moment, "snapshots": len(released)})
+    return set(released.values())
+
+
+def moment_of(value: object, name: str) -> int:
+    """A point in time given by a user, in microseconds.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument`` for what is no datetime with a time zone.
+    """
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidInputError(
+            f"{name}={value!r} must be a datetime with a time zone: datetime(2024, 8, 1, tzinfo=UTC)",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    return to_microseconds(value)
+
+
+def _delete_branches(txn: Transaction, moment: int) -> None:
+    for name, _, snapshot_id in removal.list_old_tips(txn, moment, but=MAIN):
+        refs.delete_branch(txn, name)
+        log_operation(txn, "BranchDeleted", {"name": name, "previous_snap_id": snapshot_id})
+
+
+def _delete_tags(txn: Transaction, moment: int) -> None:
+    for name, _, snapshot_id in removal.list_old_tags(txn, moment):
+        refs.delete_tag(txn, name)
+        log_operation(txn, "TagDeleted", {"name": name, "previous_snap_id": snapshot_id})

@@ -1,0 +1,10 @@
+"""The door: `Repository`."""
+
+from icelite.repository.graph import AncestryGraph
+from icelite.repository.repository import Repository
+from icelite.repository.store_first import StoreOpener
+from icelite.store import IceliteStore
+
+IceliteStore.opener = StoreOpener()
+
+__all__ = ["AncestryGraph", "Repository"]

@@ -1,0 +1,132 @@
+"""Maintenance of a repository: the part of `Repository` that releases history, frees space and checks the file."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import datetime
+
+from icelite.catalog.database import Catalog
+from icelite.ops import compact, expire, gc, stats, verify
+from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problem
+
+
+class Maintenance:
+    """What `Repository` does to its history and its file as a whole.
+
+    Arguments of Icechunk's that bound memory or concurrency are accepted, and mean nothing here: memory is bounded
+    whatever they are, and there are no manifests to fetch.
+    """
+
+    _catalog: Catalog
+
+    def expire_snapshots(
+        self, older_than: datetime, *, delete_expired_branches: bool = False, delete_expired_tags: bool = False
+    ) -> set[str]:
+        """Release old snapshots; `garbage_collect` then removes what only they saw.
+
+        Released ids cannot be read from now on. What comes after a released snapshot gets the first one as parent.
+        The first snapshot and the tip of ``main`` always stay.
+
+        Parameters
+        ----------
+        older_than
+            Snapshots written before this are released; with a time zone.
+        delete_expired_branches, delete_expired_tags
+            Delete the branches and tags whose snapshot is that old; without, those snapshots stay.
+
+        Returns
+        -------
+        set
+            The released ids, those of snapshots on no branch included.
+
+        Raises
+        ------
+        InvalidInputError, ReadOnlyError, StorageError
+            ``invalid-argument``; ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
+        """
+        return expire.expire_snapshots(
+            self._catalog,
+            older_than,
+            delete_expired_branches=delete_expired_branches,
+            delete_expired_tags=delete_expired_tags,
+        )
+
+    def garbage_collect(
+        self,
+        delete_object_older_than: datetime,
+        *,
+        dry_run: bool = False,
+        max_snapshots_in_memory: int = 50,
+        max_compressed_manifest_mem_bytes: int = 512 << 20,
+        max_decoded_manifest_mem_bytes: int = 4 << 30,
+        max_concurrent_manifest_fetches: int = 500,
+        max_concurrent_deletes: int = 10,
+        max_consecutive_delete_failures: int = 50,
+        max_concurrent_listings: int | None = None,
+    ) -> GCSummary:
+        """Remove the snapshots that no branch or tag reaches, and all rows and bytes that no snapshot sees.
+
+        The file keeps its size, and later commits fill the space; `compact` gives it back.
+
+        Parameters
+        ----------
+        delete_object_older_than
+            Snapshots, and bytes of sessions that have not committed, are removed only if they were written before this;
+            with a time zone. Choose it before the beginning of the oldest open session.
+        dry_run
+            Change nothing, only say what would go. It takes as long, and holds off other writers as long.
+
+        Raises
+        ------
+        InvalidInputError, ReadOnlyError, StorageError
+            As `expire_snapshots`.
+        """
+        return gc.garbage_collect(self._catalog, delete_object_older_than, dry_run=dry_run)
+
+    def compact(self) -> Compaction:
+        """Give the space of removed rows back to the file system.
+
+        Writes the file anew beside itself, in SQLite's temporary directory, so it needs that much space for a while.
+        Nobody else can write meanwhile. When it fails, nothing has changed.
+
+        Raises
+        ------
+        ReadOnlyError, StorageError
+            ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
+        """
+        return compact.compact(self._catalog)
+
+    def verify(self) -> list[Problem]:
+        """Check every rule of the file format; what is wrong, and nothing when all is well.
+
+        It reads the whole file. Virtual sources are not looked at.
+        """
+        return verify.verify(self._catalog)
+
+    def chunk_storage_stats(
+        self,
+        *,
+        max_snapshots_in_memory: int = 50,
+        max_compressed_manifest_mem_bytes: int = 512 << 20,
+        max_decoded_manifest_mem_bytes: int = 4 << 30,
+        max_concurrent_manifest_fetches: int = 500,
+    ) -> ChunkStorageStats:
+        """Bytes of the chunks of all snapshots, by where they are; what several share counts once.
+
+        Until they are collected, chunks of released snapshots count too.
+        """
+        return stats.chunk_storage_stats(self._catalog)
+
+    def total_chunks_storage(
+        self,
+        *,
+        max_snapshots_in_memory: int = 50,
+        max_compressed_manifest_mem_bytes: int = 512 << 20,
+        max_decoded_manifest_mem_bytes: int = 4 << 30,
+        max_concurrent_manifest_fetches: int = 500,
+    ) -> int:
+        """Bytes in objects that icelite wrote; deprecated in favour of `chunk_storage_stats`."""
+        warnings.warn(
+            "total_chunks_storage counts native chunks only; use chunk_storage_stats", DeprecationWarning, stacklevel=2
+        )
+        return self.chunk_storage_stats().native_bytes

@@ -1,0 +1,175 @@
+"""Branches and tags of a repository: the part of `Repository` that gives snapshots names.
+
+Every method is one transaction, and every change is in the operation log. Every change also raises `ReadOnlyError`
+``read-only-repository`` or ``read-only-storage`` where nothing may be changed.
+"""
+
+from __future__ import annotations
+
+from icelite.catalog import refs, snapshots
+from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.operations import log_operation
+from icelite.catalog.permissions import check_feature, check_online
+from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError
+from icelite.types import parse_snapshot_id
+
+MAIN = "main"
+
+
+class BranchesAndTags:
+    """What `Repository` knows about names for snapshots."""
+
+    _catalog: Catalog
+
+    # -- branches ----------------------------------------------------------------------------------------------
+
+    def list_branches(self) -> set[str]:
+        """Names of all branches."""
+        with self._catalog.read() as txn:
+            return set(refs.list_branches(txn))
+
+    def lookup_branch(self, branch: str) -> str:
+        """Id of a branch's newest snapshot; `RefNotFoundError` ``branch-not-found``."""
+        with self._catalog.read() as txn:
+            return snapshots.lookup_info(txn, refs.lookup_branch(txn, branch))[0].id
+
+    def create_branch(self, branch: str, snapshot_id: str) -> None:
+        """Give a snapshot a branch.
+
+        Raises
+        ------
+        InvalidInputError, AlreadyExistsError, SnapshotNotFoundError
+            ``invalid-ref-name``, ``invalid-snapshot-id``; ``branch-already-exists``; ``snapshot-not-found``.
+        """
+        refs.check_name(branch, "branch")
+        with self._catalog.write() as txn:
+            check_online(txn)
+            seq = snapshots.lookup_seq(txn, snapshot_id)
+            if refs.find_branch(txn, branch) is not None:
+                raise AlreadyExistsError(
+                    f"branch {branch!r} already exists; reset_branch moves it", ErrorKind.BRANCH_ALREADY_EXISTS
+                )
+            refs.insert_branch(txn, branch, seq)
+            log_operation(txn, "BranchCreated", {"name": branch, "snap_id": snapshot_id})
+
+    def reset_branch(self, branch: str, snapshot_id: str, *, from_snapshot_id: str | None = None) -> None:
+        """Point a branch at any snapshot.
+
+        Parameters
+        ----------
+        from_snapshot_id
+            Only if the branch is still there.
+
+        Raises
+        ------
+        RefNotFoundError, SnapshotNotFoundError, InvalidInputError, ConflictError
+            ``branch-not-found``; ``snapshot-not-found``; ``invalid-snapshot-id``; ``branch-update-conflict``.
+        """
+        if from_snapshot_id is not None:
+            parse_snapshot_id(from_snapshot_id)
+        with self._catalog.write() as txn:
+            check_online(txn)
+            tip = refs.lookup_branch(txn, branch)
+            previous = snapshots.lookup_info(txn, tip)[0].id
+            if from_snapshot_id is not None and from_snapshot_id != previous:
+                raise ConflictError(
+                    f"branch {branch!r} is at {previous}, not at {from_snapshot_id}; it was not moved",
+                    ErrorKind.BRANCH_UPDATE_CONFLICT,
+                    expected_parent=from_snapshot_id,
+                    actual_parent=previous,
+                )
+            refs.move_branch(txn, branch, tip, snapshots.lookup_seq(txn, snapshot_id))
+            log_operation(txn, "BranchReset", {"name": branch, "previous_snap_id": previous})
+
+    def delete_branch(self, branch: str) -> None:
+        """Delete a branch; its snapshots stay.
+
+        Raises
+        ------
+        SessionStateError, RefNotFoundError
+            ``cannot-delete-main``; ``branch-not-found``.
+        """
+        if branch == MAIN:
+            raise SessionStateError(
+                "branch 'main' cannot be deleted; every repository has it", ErrorKind.CANNOT_DELETE_MAIN
+            )
+        with self._catalog.write() as txn:
+            check_online(txn)
+            previous = snapshots.lookup_info(txn, refs.lookup_branch(txn, branch))[0].id
+            refs.delete_branch(txn, branch)
+            log_operation(txn, "BranchDeleted", {"name": branch, "previous_snap_id": previous})
+
+    # -- tags --------------------------------------------------------------------------------------------------
+
+    def list_tags(self) -> set[str]:
+        """Names of all tags."""
+        with self._catalog.read() as txn:
+            return set(refs.list_tags(txn))
+
+    def lookup_tag(self, tag: str) -> str:
+        """Id of a tag's snapshot; `RefNotFoundError` ``tag-not-found``."""
+        with self._catalog.read() as txn:
+            return snapshots.lookup_info(txn, refs.lookup_tag(txn, tag))[0].id
+
+    def create_tag(self, tag: str, snapshot_id: str) -> None:
+        """Give a snapshot a name that never moves.
+
+        Raises
+        ------
+        InvalidInputError, AlreadyExistsError, SnapshotNotFoundError, SessionStateError
+            ``invalid-ref-name``, ``invalid-snapshot-id``; ``tag-already-exists``, ``tag-previously-deleted``;
+            ``snapshot-not-found``; ``feature-flag-disabled``.
+        """
+        refs.check_name(tag, "tag")
+        with self._catalog.write() as txn:
+            check_online(txn)
+            check_feature(txn, "create_tag")
+            seq = snapshots.lookup_seq(txn, snapshot_id)
+            found = refs.find_tag(txn, tag)
+            if found is not None and found[0] is not None:
+                raise AlreadyExistsError(
+                    f"tag {tag!r} already exists, and tags never move", ErrorKind.TAG_ALREADY_EXISTS
+                )
+            if found is not None:
+                raise AlreadyExistsError(
+                    f"tag {tag!r} was deleted, and a tag's name is never used again", ErrorKind.TAG_PREVIOUSLY_DELETED
+                )
+            refs.insert_tag(txn, tag, seq)
+            log_operation(txn, "TagCreated", {"name": tag, "snap_id": snapshot_id})
+
+    def delete_tag(self, tag: str) -> None:
+        """Delete a tag for ever: its name cannot be used again.
+
+        Raises
+        ------
+        RefNotFoundError, SessionStateError
+            ``tag-not-found``; ``feature-flag-disabled``.
+        """
+        with self._catalog.write() as txn:
+            check_online(txn)
+            check_feature(txn, "delete_tag")
+            previous = snapshots.lookup_info(txn, refs.lookup_tag(txn, tag))[0].id
+            refs.delete_tag(txn, tag)
+            log_operation(txn, "TagDeleted", {"name": tag, "previous_snap_id": previous})
+
+
+def resolve(txn: Transaction, branch: str | None, tag: str | None, snapshot_id: str | None) -> int:
+    """The number of the snapshot that exactly one of the three names.
+
+    Raises
+    ------
+    InvalidInputError, RefNotFoundError, SnapshotNotFoundError
+        ``invalid-argument``, ``invalid-snapshot-id``; ``branch-not-found``, ``tag-not-found``; ``snapshot-not-found``.
+    """
+    given = [value for value in (branch, tag, snapshot_id) if value is not None]
+    if len(given) != 1:
+        raise InvalidInputError(
+            f"pass exactly one of branch, tag and snapshot_id (got branch={branch!r}, tag={tag!r},"
+            f" snapshot_id={snapshot_id!r})",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    if branch is not None:
+        return refs.lookup_branch(txn, branch)
+    if tag is not None:
+        return refs.lookup_tag(txn, tag)
+    return snapshots.lookup_seq(txn, given[0])

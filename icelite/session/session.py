@@ -1,0 +1,265 @@
+"""`Session`: one snapshot, open for reading or for preparing the next one.
+
+A read-only session sees its snapshot for ever. A writable one starts at its branch's tip, sees its own changes,
+and commits only if the tip is still there. After a commit it is read-only at the new snapshot, as in Icechunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from icelite.catalog.database import Catalog
+from icelite.catalog.locations import has_remote_locations
+from icelite.change_set import ChangeSet
+from icelite.config import RepositoryConfig
+from icelite.errors import ErrorKind, ReadOnlyError, SessionStateError
+from icelite.payload import Payloads
+from icelite.session.asynchronous import AsynchronousSession, in_thread
+from icelite.session.commits import Base
+from icelite.session.fork import fork_base, merge_forks, new_identity
+from icelite.storage import StorageConfig
+from icelite.store import IceliteStore
+from icelite.types import Diff, SessionMode
+from icelite.virtual import VirtualAccess
+
+
+class Session(AsynchronousSession):
+    """One snapshot, and for a writable session the changes on top of it.
+
+    Sessions come from `Repository.readonly_session` and `Repository.writable_session`. Threads and event loops may
+    share one. A read-only session pickles (its copy opens the file again); of a writable one `fork` does.
+    """
+
+    origins: tuple[str, ...] = ()  # identities of the sessions that this one is a fork of
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        base: Base,
+        *,
+        config: RepositoryConfig,
+        access: VirtualAccess,
+        branch: str | None,
+        writable: bool,
+        rearrange: bool = False,
+        commit_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.identity = new_identity()
+        self.merged: set[str] = set()  # identities of the forks merged so far
+        self._rearrange = rearrange
+        self.config = config
+        self.access = access
+        self._catalog = catalog
+        self._base = base
+        self._branch = branch
+        self._writable = writable
+        self._commit_metadata = dict(commit_metadata or {})
+        self._reset()
+
+    def _reset(self) -> None:
+        self.changes = ChangeSet(self._catalog, self._base.view)
+        self.payloads = Payloads(self._catalog, self.access)
+        self._stored_remote: bool | None = None
+        self._local_locations = 0
+
+    # -- what it is --------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> IceliteStore:
+        """The session as a zarr store."""
+        return IceliteStore(self)
+
+    @property
+    def snapshot_id(self) -> str:
+        """Id of the snapshot it stands on."""
+        return self._base.id
+
+    @property
+    def branch(self) -> str | None:
+        """The branch it commits to; None for a read-only session."""
+        return self._branch if self._writable else None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it refuses writes."""
+        return not self._writable
+
+    @property
+    def mode(self) -> SessionMode:
+        """What it may do."""
+        if self._writable:
+            return SessionMode.rearrange if self._rearrange else SessionMode.writable
+        return SessionMode.readonly
+
+    @property
+    def has_uncommitted_changes(self) -> bool:
+        """Whether there is something to commit."""
+        return self._writable and not self.changes.is_empty()
+
+    def status(self) -> Diff:
+        """The uncommitted changes."""
+        return self.changes.status() if self._writable else Diff()
+
+    def may_read_remote(self) -> bool:
+        """Whether any chunk may have to come over a network."""
+        if self._stored_remote is None:
+            self._stored_remote = has_remote_locations(self._catalog)
+        if self._stored_remote:
+            return True
+        locations = self.changes.locations()
+        while self._local_locations < len(locations):  # each location is looked at once
+            if not self.access.is_local(locations[self._local_locations]):
+                return True
+            self._local_locations += 1
+        return False
+
+    # -- what it does ------------------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Refuse where this session may not write.
+
+        Raises
+        ------
+        ReadOnlyError, SessionStateError
+            ``read-only-session``; ``rearrange-session-only``.
+        """
+        if not self._writable:
+            raise ReadOnlyError(
+                f"{self} is read-only; Repository.writable_session(branch) gives one that writes,"
+                " and one commit ends it",
+                ErrorKind.READ_ONLY_SESSION,
+            )
+        if self._rearrange:
+            raise SessionStateError(
+                f"{self} only moves nodes; Repository.writable_session(branch) gives one that writes",
+                ErrorKind.REARRANGE_SESSION_ONLY,
+            )
+
+    def discard_changes(self) -> None:
+        """Forget the uncommitted changes.
+
+        Raises
+        ------
+        ReadOnlyError
+            ``read-only-session``.
+        """
+        if not self._rearrange:
+            self.check_writable()
+        self.changes.discard()
+
+    def resume(self) -> None:
+        """Become writable again on the snapshot that was just committed."""
+        self._writable = self._branch is not None
+
+    def stand_on(self, base: Base) -> None:
+        """Begin again on another snapshot of the branch, without the changes made so far."""
+        self.changes.discard()
+        self._base = base
+        self._reset()
+
+    def fork(self) -> ForkSession:
+        """A copy that pickles, for a worker to write to and to be merged back.
+
+        Raises
+        ------
+        SessionStateError
+            ``cannot-fork-read-only-session``.
+        """
+        if not self._writable or self._rearrange:
+            raise SessionStateError(
+                f"{self} cannot fork: only a session that writes can; Repository.writable_session gives one",
+                ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
+            )
+        return ForkSession(
+            Catalog(self._catalog.storage, change_set=True, busy_timeout=self.config.busy_timeout_seconds),
+            fork_base(self),
+            config=self.config,
+            access=self.access,
+            origins=(*self.origins, self.identity),
+        )
+
+    def merge(self, *forks: ForkSession) -> None:
+        """Take over the changes of forks of this session; of two that wrote the same chunk the later one wins.
+
+        Raises
+        ------
+        SessionStateError, ReadOnlyError
+            ``merge-not-allowed`` for what is not a fork of this session; ``merge-failed`` where both sides changed
+            metadata differently, or for a fork merged before; ``read-only-session``.
+        """
+        self.check_writable()
+        merge_forks(self, forks)
+
+    merge_async = in_thread(merge)
+
+    # -- as a Python object ------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Session)
+            and self.read_only
+            and other.read_only
+            and (self._catalog.storage, self.snapshot_id) == (other._catalog.storage, other.snapshot_id)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._catalog.storage)
+
+    def __repr__(self) -> str:
+        name = self._catalog.storage.name
+        return f"<icelite.Session {name!r} {self.mode} branch={self.branch!r} snapshot_id={self.snapshot_id!r}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._writable:
+            raise SessionStateError(
+                f"{self} is writable and cannot be pickled: two copies could not both commit; commit it, or pickle"
+                " a readonly_session",
+                ErrorKind.NOT_PICKLABLE,
+            )
+        return {
+            "storage": self._catalog.storage,
+            "base": self._base,
+            "config": self.config,
+            "access": self.access,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        storage: StorageConfig = state["storage"]
+        config: RepositoryConfig = state["config"]
+        self.__init__(  # type: ignore[misc]  # a copy begins as any session does
+            Catalog(storage, busy_timeout=config.busy_timeout_seconds),
+            state["base"],
+            config=config,
+            access=state["access"],
+            branch=None,
+            writable=False,
+        )
+
+
+class ForkSession(Session):
+    """A session that pickles while it is written to, and goes back into the session that it is a fork of.
+
+    It has no branch and cannot commit: `Session.merge` takes its changes over. A fork may have forks.
+    """
+
+    def __init__(
+        self, catalog: Catalog, base: Base, *, config: RepositoryConfig, access: VirtualAccess, origins: tuple[str, ...]
+    ) -> None:
+        super().__init__(catalog, base, config=config, access=access, branch=None, writable=True)
+        self.origins = origins
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: self.__dict__[name] for name in ("config", "access", "origins", "identity", "merged")}
+        return {**kept, "storage": self._catalog.storage, "base": self._base, "changes": self.changes.dump()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        config: RepositoryConfig = state["config"]
+        catalog = Catalog(state["storage"], change_set=True, busy_timeout=config.busy_timeout_seconds)
+        self.__init__(  # type: ignore[misc]
+            catalog, state["base"], config=config, access=state["access"], origins=state["origins"]
+        )
+        self.identity, self.merged = state["identity"], state["merged"]
+        self.changes.load(state["changes"])

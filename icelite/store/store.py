@@ -1,0 +1,339 @@
+"""`IceliteStore`: a session seen through zarr's store interface.
+
+The contract is `zarr.abc.store.Store` with its synchronous twin (`get_sync`, `set_sync`, `delete_sync`). Keys are
+those of Zarr hierarchies, v3 or v2; any other key is refused. SQLite answers in microseconds, so local reads run
+where they are called; only bytes of a remote source are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+
+from icelite.change_set import StagedRef
+from icelite.config import StoreConfig
+from icelite.errors import ErrorKind, InvalidInputError, KeyNotFoundError, NodeNotFoundError, ReadOnlyError
+from icelite.keys import CONSOLIDATED, check_path, invalid_key, split_document_key
+from icelite.store import listing
+from icelite.store.virtual_refs import VirtualReferences
+from icelite.types import ChunkRef
+
+if TYPE_CHECKING:
+    from icelite.session import Session
+
+Ref = ChunkRef | StagedRef
+
+
+class Opener(Protocol):
+    """How a store opens its repository; `icelite.repository` provides it, being a floor above."""
+
+    def create(self, storage: Any, config: StoreConfig | None) -> Session:
+        """A writable session on a new repository."""
+
+    def open(self, storage: Any, config: StoreConfig | None) -> Session:
+        """A writable session on an existing repository."""
+
+    def open_or_create(self, storage: Any, config: StoreConfig | None) -> Session:
+        """A writable session on a repository that is made where there is none."""
+
+
+class IceliteStore(VirtualReferences, Store):
+    """The hierarchy of one session as a zarr store.
+
+    Parameters
+    ----------
+    session
+        What is read and written. Usually the store comes from ``session.store``.
+    read_only
+        Refuse writes although the session would allow them; by default as the session.
+
+    Notes
+    -----
+    Pickling follows the session: a read-only one travels, a writable one refuses and says what to do.
+    """
+
+    supports_writes: bool = True
+    supports_deletes: bool = True
+    supports_listing: bool = True
+    supports_consolidated_metadata = False  # the catalog answers as quickly, and a copy could go stale
+    opener: ClassVar[Opener]
+
+    def __init__(self, session: Session, *, read_only: bool | None = None) -> None:
+        super().__init__(read_only=session.read_only if read_only is None else read_only)
+        self._session = session
+
+    # -- the store-first way: a store that opens its own repository --------------------------------------------
+
+    @classmethod
+    def create(cls, storage: Any, config: StoreConfig | None = None) -> IceliteStore:
+        """Create a repository and return a writable store on its branch ``main``."""
+        return cls(cls.opener.create(storage, config))
+
+    @classmethod
+    def open_existing(cls, storage: Any, config: StoreConfig | None = None) -> IceliteStore:
+        """Open a repository and return a writable store on its branch ``main``."""
+        return cls(cls.opener.open(storage, config))
+
+    @classmethod
+    def open_or_create(cls, storage: Any, config: StoreConfig | None = None) -> IceliteStore:
+        """Open a repository, creating it where there is none; a writable store on its branch ``main``."""
+        return cls(cls.opener.open_or_create(storage, config))
+
+    def commit(self, message: str = "", metadata: dict[str, Any] | None = None) -> str:
+        """Commit, and stay writable on the new snapshot; its id."""
+        snapshot_id = self._session.commit(message, metadata)
+        self._session.resume()
+        return snapshot_id
+
+    @property
+    def session(self) -> Session:
+        """The session behind the store."""
+        return self._session
+
+    # -- what zarr asks of every store -------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IceliteStore) and self._session == other._session and self.read_only == other.read_only
+
+    def __hash__(self) -> int:
+        return hash((IceliteStore, self._session))
+
+    def __str__(self) -> str:
+        return str(self._session)
+
+    def __repr__(self) -> str:
+        return f"IceliteStore({self._session!r}, read_only={self.read_only})"
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes are refused; true again once the session has committed."""
+        return self._read_only or self._session.read_only
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError(
+                f"store was opened in read-only mode and does not support writing: {self}; with_read_only(False)"
+                " or a writable session gives one that does",
+                ErrorKind.READ_ONLY_STORE,
+            )
+        self._session.check_writable()
+
+    def with_read_only(self, read_only: bool = False) -> IceliteStore:
+        """A store on the same session.
+
+        Raises
+        ------
+        ReadOnlyError
+            ``read-only-session`` for a writable store on a read-only session.
+        """
+        if not read_only:
+            self._session.check_writable()
+        return type(self)(self._session, read_only=read_only)
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        """Withdrawn (zarr 3.3 and later ask) where chunks may be remote: those are better awaited together."""
+        return not self._session.may_read_remote()
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """The value under a key, or the part of it in ``byte_range``; None where there is none."""
+        self._is_open = True
+        prototype = prototype or default_buffer_prototype()
+        found = self._find(key)
+        if found is None or isinstance(found, bytes):
+            return None if found is None else _buffer(prototype, _slice(found, byte_range))
+        ref, chunk = found
+        window = None if byte_range is None else _window(byte_range, ref.length)
+        return _buffer(prototype, self._session.payloads.read(ref, chunk, window))
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """See `zarr.abc.store.Store.get`; a range is cut at the value's end, as in zarr's own stores."""
+        self._is_open = True
+        prototype = prototype or default_buffer_prototype()
+        found = self._find(key)
+        if found is None or isinstance(found, bytes):
+            return None if found is None else _buffer(prototype, _slice(found, byte_range))
+        ref, chunk = found
+        window = None if byte_range is None else _window(byte_range, ref.length)
+        payloads = self._session.payloads
+        if payloads.is_local(ref, chunk):
+            return _buffer(prototype, payloads.read(ref, chunk, window))
+        return _buffer(prototype, await payloads.read_remote(ref, chunk, window))
+
+    def _find(self, key: str) -> bytes | tuple[Ref, str] | None:
+        """The bytes under a key where they are at hand, else the reference to them with its name."""
+        changes = self._session.changes
+        document = split_document_key(key)
+        if document is not None:
+            entry = changes.find(document[0])
+            text = None if entry is None else entry.node.documents.get(document[1])
+            return None if text is None else text.encode()
+        if key.rpartition("/")[2] == CONSOLIDATED:
+            return None
+        place = listing.find_chunk_key(changes, key)
+        if place is None:
+            return None
+        found = changes.find_chunk(place[0].node.node_id, place[2])
+        return found if found is None or isinstance(found, bytes) else (found, key)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Several values or parts of values, in the order asked for."""
+        return list(await asyncio.gather(*(self.get(key, prototype, byte_range) for key, byte_range in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is a value under a key."""
+        return self._find(key) is not None
+
+    async def getsize(self, key: str) -> int:
+        """Bytes of the value under a key; nothing is read.
+
+        Raises
+        ------
+        KeyNotFoundError
+            ``key-not-found``; it is a `FileNotFoundError`, as zarr asks.
+        """
+        found = self._find(key)
+        if found is None:
+            raise KeyNotFoundError(f"no value under key {key!r} in {self}", ErrorKind.KEY_NOT_FOUND)
+        return len(found) if isinstance(found, bytes) else found[0].length
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        """Bytes of all values below a directory; nothing is read."""
+        return listing.stored_bytes(self._session.changes, prefix.rstrip("/"))
+
+    # -- listing -----------------------------------------------------------------------------------------------
+
+    async def list(self) -> AsyncIterator[str]:
+        """All keys."""
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """All keys that begin with ``prefix``."""
+        for key in listing.iter_keys(self._session.changes, prefix):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names directly below a directory, in order of creation."""
+        for name in listing.child_names(self._session.changes, prefix.rstrip("/")):
+            yield name
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write a value under a metadata or chunk key.
+
+        Raises
+        ------
+        ReadOnlyError, InvalidInputError, NodeNotFoundError, AlreadyExistsError
+            ``read-only-store``, ``read-only-session``; ``invalid-key``, ``bad-metadata``,
+            ``invalid-chunk-index``, ``chunk-too-large``; ``node-not-found`` for a chunk without its array;
+            ``node-already-exists`` where metadata of another kind of node is in the way.
+        """
+        self._check_writable()
+        self._is_open = True
+        if not isinstance(value, Buffer):
+            raise TypeError(f"IceliteStore.set(): `value` must be a Buffer instance, got {type(value)} instead")
+        changes = self._session.changes
+        document = split_document_key(key)
+        if document is not None:
+            changes.set_document(check_path(document[0]), document[1], _text(key, value.to_bytes()))
+            return
+        node_id, chunk = self._lookup_chunk(key)
+        changes.set_payload(node_id, chunk, value.to_bytes())
+
+    def _lookup_chunk(self, key: str) -> tuple[int, str]:
+        """The array and position that a chunk key names, for writing."""
+        if key.rpartition("/")[2] == CONSOLIDATED:
+            raise invalid_key(key, "is consolidated metadata, which a catalog does not need")
+        place = listing.find_chunk_key(self._session.changes, key)
+        if place is None:
+            raise NodeNotFoundError(
+                f"chunk key {key!r} belongs to no array; write the array's metadata first", ErrorKind.NODE_NOT_FOUND
+            )
+        entry, info, chunk = place
+        info.check_position(chunk, entry.node.path)
+        return entry.node.node_id, chunk
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """See `set_sync`."""
+        self.set_sync(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a value unless there is one; atomic among this session's users."""
+        self._check_writable()
+        if self._find(key) is None:
+            self.set_sync(key, value)
+
+    def delete_sync(self, key: str) -> None:
+        """Delete the value under a key; no error where there is none."""
+        self._check_writable()
+        self._is_open = True
+        changes = self._session.changes
+        document = split_document_key(key)
+        if document is not None:
+            changes.delete_document(*document)
+            return
+        place = None if key.rpartition("/")[2] == CONSOLIDATED else listing.find_chunk_key(changes, key)
+        if place is not None:
+            changes.delete_chunks(place[0].node.node_id, [place[2]])
+
+    async def delete(self, key: str) -> None:
+        """See `delete_sync`."""
+        self.delete_sync(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete everything below a directory."""
+        self._check_writable()
+        listing.delete_below(self._session.changes, prefix.rstrip("/"))
+
+    async def clear(self) -> None:
+        """Delete everything."""
+        await self.delete_dir("")
+
+
+def _buffer(prototype: BufferPrototype, data: bytes) -> Buffer:
+    return prototype.buffer.from_bytes(data)
+
+
+def _window(byte_range: ByteRequest, size: int) -> tuple[int, int]:
+    """The half-open part of ``size`` bytes that zarr's request means, cut at the end."""
+    if isinstance(byte_range, RangeByteRequest):
+        return min(byte_range.start, size), min(byte_range.end, size)
+    if isinstance(byte_range, OffsetByteRequest):
+        return min(byte_range.offset, size), size
+    if isinstance(byte_range, SuffixByteRequest):
+        return max(0, size - byte_range.suffix), size
+    raise InvalidInputError(f"Unexpected byte_range, got {byte_range}.", ErrorKind.INVALID_BYTE_RANGE)
+
+
+def _slice(data: bytes, byte_range: ByteRequest | None) -> bytes:
+    if byte_range is None:
+        return data
+    start, stop = _window(byte_range, len(data))
+    return data[start:stop]
+
+
+def _text(key: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"metadata {key!r} is not UTF-8: {error}", ErrorKind.BAD_METADATA) from error
