@@ -1,0 +1,136 @@
+"""`kill -9` at random moments of writing: the file opens, what was acknowledged is whole, nothing else is seen.
+
+How many times each: ``ICELITE_KILLS``, 10 where it is not set.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import zarr
+from zarr.core.sync import sync
+
+from icelite.repository import Repository
+from icelite.session import Session
+from icelite.types import INITIAL_SNAPSHOT_ID
+
+KILLS = int(os.environ.get("ICELITE_KILLS", "10"))
+MOST_SECONDS = 0.5  # from the first sign of life to the kill
+CHUNKS = 64
+SIZE = 4096
+
+# Commit n sets every chunk of the array `inline` to n, and every chunk of `virtual` to byte n of a file. The bytes
+# are more than wait in memory: some go to the catalog long before the commit.
+WRITER = f"""
+    import sys
+    import numpy as np
+    from icelite.change_set import chunks as pending
+    from icelite.repository import Repository
+    from zarr.core.buffer import default_buffer_prototype
+
+    pending.PENDING_BYTES = {SIZE * CHUNKS // 5}
+    buffer = default_buffer_prototype().buffer
+    repository = Repository.open(sys.argv[1])
+    number = len(list(repository.ancestry(branch="main"))) - 2
+    print("alive", flush=True)
+    while True:
+        number += 1
+        session = repository.writable_session("main")
+        for chunk in range({CHUNKS}):
+            session.store.set_sync(f"inline/c/{{chunk}}", buffer.from_bytes(number.to_bytes(4, "big") * {SIZE // 4}))
+        offsets = np.full({CHUNKS}, number % 256, dtype=np.uint64)
+        lengths = np.ones({CHUNKS}, dtype=np.uint64)
+        session.store.set_virtual_refs_arr("virtual", ({CHUNKS},), [sys.argv[2]] * {CHUNKS}, offsets, lengths)
+        print(session.commit(str(number)), flush=True)
+"""
+CREATOR = """
+    import itertools, sys
+    from icelite.repository import Repository
+
+    print("alive", flush=True)
+    for number in itertools.count():
+        Repository.create(f"{sys.argv[1]}/{number}.icelite")
+        print(f"{number}.icelite", flush=True)
+"""
+
+
+def run_and_kill(code: str, *arguments: object) -> list[str]:
+    """Run a program, kill it at a random moment of its work; the lines it printed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"alive\n"
+    time.sleep(random.uniform(0, MOST_SECONDS))
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended by itself"
+    return output[: output.rfind(b"\n") + 1].decode().split()
+
+
+def start(path: Path) -> str:
+    session = Repository.create(path).writable_session("main")
+    zarr.create_array(session.store, name="inline", shape=(CHUNKS,), chunks=(1,), dtype="u1", compressors=None)
+    zarr.create_array(session.store, name="virtual", shape=(CHUNKS,), chunks=(1,), dtype="u1", compressors=None)
+    return session.commit("two arrays")
+
+
+def contents(session: Session) -> dict[str, bytes]:
+    async def keys() -> list[str]:
+        return [key async for key in session.store.list() if not key.endswith("zarr.json")]
+
+    values = {key: session.store.get_sync(key) for key in sync(keys())}
+    return {key: value.to_bytes() for key, value in values.items() if value is not None}
+
+
+def expected(number: int) -> dict[str, bytes]:
+    inline = {f"inline/c/{chunk}": number.to_bytes(4, "big") * (SIZE // 4) for chunk in range(CHUNKS)}
+    return inline | {f"virtual/c/{chunk}": bytes([number % 256]) for chunk in range(CHUNKS)}
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """Kill after kill on one file, so that each writer also takes up what the one before left."""
+    path, source = tmp_path / "a.icelite", tmp_path / "source.bin"
+    source.write_bytes(bytes(range(256)))
+    line = [INITIAL_SNAPSHOT_ID, start(path)]
+    unacknowledged = 0
+    for _ in range(KILLS):
+        acknowledged = run_and_kill(WRITER, path, source.as_uri())
+        repository = Repository.open(path, check="always")
+        found = [info.id for info in repository.ancestry(branch="main")][::-1]
+        before = len(line)
+        line += acknowledged
+        assert found[: len(line)] == line
+        assert len(found) <= len(line) + 1  # the commit that was under way may have made it
+        unacknowledged += len(found) - len(line)
+        line = found
+        for number in range(before, len(line)):
+            assert contents(repository.readonly_session(snapshot_id=line[number])) == expected(number - 1)
+        assert repository.list_branches() == {"main"}
+        assert repository.lookup_branch("main") == line[-1]
+        repository.close()
+    print(f"{KILLS} kills, {len(line) - 2} commits, {unacknowledged} of them killed before they could be announced")
+    assert len(line) > 2
+
+
+def test_killed_while_creating(tmp_path: Path) -> None:
+    """A repository is there with all that makes one, or it is not there."""
+    for kill in range(KILLS):
+        folder = tmp_path / str(kill)
+        folder.mkdir()
+        created = run_and_kill(CREATOR, folder)
+        names = sorted(name.name for name in folder.glob("*.icelite"))
+        assert set(created) <= set(names)
+        assert len(names) <= len(created) + 1
+        for name in names[-3:]:
+            repository = Repository.open(folder / name, check="always")
+            assert repository.lookup_branch("main") == INITIAL_SNAPSHOT_ID
+            repository.writable_session("main").commit("first", allow_empty=True)
+        assert len(list(folder.glob(".icelite-*"))) <= 1  # a draft, which nobody opens
