@@ -274,6 +274,7 @@ class Catalog:
         ReadOnlyError, StorageError
             As `write`.
         """
+        self._check_fork()
         with self._lock, self._translated():
             self.check_writable()
             with self._between_transactions("write"), checks.doors_open(self._connection):
@@ -292,6 +293,7 @@ class Catalog:
         FormatError
             ``corrupt`` when it cannot read on.
         """
+        self._check_fork()
         with self._lock, self._translated(), self._between_transactions("read"), checks.doors_open(self._connection):
             rows = self._connection.execute(INTEGRITY_CHECK).fetchall()
         return [str(text) for (text,) in rows if text != "ok"]

@@ -313,7 +313,8 @@ class VersionControl(RuleBasedStateMachine):
             assert reachable
             theirs = self.contents[tip]
             changed = {key for key in theirs.keys() | work.before.keys() if theirs.get(key) != work.before.get(key)}
-            assert not changed & {key for key in ours if "/c/" in key}
+            both = changed & {key for key in ours if "/c/" in key}
+            assert all(ours[key] is None and key not in theirs for key in both)  # deleted by both
             keys = {key: value for key, value in {**theirs, **ours}.items() if value is not None}
             self.record(snapshot_id, tip, keys, work.branch)
             self.end(work)
@@ -454,7 +455,7 @@ class VersionControl(RuleBasedStateMachine):
         self.forget(self.contents.keys() - {s for tip in tips for s in self.line(tip)})
 
     def forget(self, released: set[str]) -> None:
-        for snapshot_id in released:
+        for snapshot_id in released & self.contents.keys():  # others: the snapshots that forks stood on
             del self.contents[snapshot_id]
         for snapshot_id in self.contents:
             if self.parents[snapshot_id] in released:  # as Icechunk does it: the first snapshot takes the place

@@ -37,7 +37,6 @@ pytest.importorskip("obstore")
 
 pytestmark = [
     pytest.mark.s3,
-    pytest.mark.xdist_group("s3"),  # one process, so one server
     pytest.mark.usefixtures("no_aws_settings", "no_forgotten_errors"),
 ]
 

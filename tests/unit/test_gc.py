@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from icelite.catalog.reachability import Reach, Version, in_preorder, needed, se
 from icelite.change_set import chunks as pending
 from icelite.conflicts import ConflictDetector
 from icelite.errors import ConflictError, ErrorKind, FormatError, SessionStateError, SnapshotNotFoundError
+from icelite.repository import Repository
 from icelite.types import INITIAL_SNAPSHOT_ID, GCSummary, UpdateType
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -302,6 +304,37 @@ def test_pending_work_outlives_expiration_and_collection(workbench: Any, tmp_pat
     assert workbench.contents("main") == seen_before
     assert seen_before["x/c/2"] == b"234"
     assert workbench.repository.verify() == []
+
+
+@pytest.mark.usefixtures("write_ahead")
+def test_writers_and_collections_at_the_same_time(new_workbench: Any, tmp_path: Path) -> None:
+    """Each thread has connections of its own, as another process would; the cutoff is before all of them began."""
+    bench = new_workbench(tmp_path / "x.icelite")
+    arrays = ["a", "b"]
+    bench.commit({f"{name}/zarr.json": bench.array(20) for name in arrays})
+    moment = bench.now()
+
+    def write(name: str) -> None:
+        repository = Repository.open(bench.storage)
+        for number in range(20):
+            session = repository.writable_session("main")
+            bench.write(session, {f"{name}/c/{number}": b"%d" % number, f"{name}/c/0": b"again %d" % number})
+            session.commit("work", rebase_with=ConflictDetector())
+
+    def collect() -> None:
+        repository = Repository.open(bench.storage)
+        for _ in range(20):
+            repository.expire_snapshots(moment)
+            repository.garbage_collect(moment)
+
+    with ThreadPoolExecutor() as pool:
+        for done in [*(pool.submit(write, name) for name in arrays), pool.submit(collect)]:
+            done.result()
+    expected = {f"{name}/c/{number}": b"%d" % number for name in arrays for number in range(20)}
+    expected |= {f"{name}/c/0": b"again 19" for name in arrays}
+    assert {key: value for key, value in bench.contents("main").items() if "/c/" in key} == expected
+    assert len(bench.history(branch="main")) == 42
+    assert bench.repository.verify() == []
 
 
 def test_a_session_is_not_rebased_over_snapshots_that_expired(workbench: Any) -> None:
