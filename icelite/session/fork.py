@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from icelite.catalog import snapshots
 from icelite.catalog.permissions import check_online
 from icelite.change_set import absorb
 from icelite.errors import ErrorKind, SessionStateError
@@ -38,6 +39,18 @@ def fork_base(session: Session) -> Base:
     return Base(snapshot_id, view)
 
 
+def _check_bases(session: Session, forks: tuple[Any, ...]) -> None:
+    """Refuse forks whose snapshot was collected: what they wrote cannot be told apart from it any more."""
+    with session._catalog.read() as txn:
+        gone = [fork for fork in forks if snapshots.find_seq(txn, fork.snapshot_id) is None]
+    if gone:
+        raise SessionStateError(
+            f"the snapshot {gone[0].snapshot_id} that {gone[0]!r} stands on has expired and was collected meanwhile;"
+            " its changes cannot be merged: write them again, and collect only what is older than every fork",
+            ErrorKind.MERGE_FAILED,
+        )
+
+
 def merge_forks(session: Session, forks: tuple[Any, ...]) -> None:
     """Take over the changes of forks, in the order given.
 
@@ -55,6 +68,7 @@ def merge_forks(session: Session, forks: tuple[Any, ...]) -> None:
             )
         if fork.identity in session.merged:
             raise SessionStateError(f"{fork!r} was merged before; each fork is merged once", ErrorKind.MERGE_FAILED)
+    _check_bases(session, forks)
     for fork in forks:
         absorb(session.changes, fork.changes)
         session.access.join(fork.access)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -167,3 +168,15 @@ def test_a_fork_of_a_repository_in_memory_says_that_it_cannot_travel() -> None:
     zarr.create_array(fork.store, name="a", shape=(1,), dtype="i4")
     session.merge(fork)
     assert "/a" in session.status().new_arrays
+
+
+def test_a_fork_whose_snapshot_was_collected_is_refused(repo: Repository) -> None:
+    session = repo.writable_session("main")
+    write(session, 0, 1)
+    fork = session.fork()  # stands on a snapshot of its own, which no branch has
+    write(fork, 1, 2)
+    moment = datetime.now(UTC)
+    repo.garbage_collect(moment)
+    with pytest.raises(SessionStateError, match="collected") as raised:
+        session.merge(fork)
+    assert raised.value.kind == "merge-failed"

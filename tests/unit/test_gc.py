@@ -308,11 +308,14 @@ def test_pending_work_outlives_expiration_and_collection(workbench: Any, tmp_pat
 
 @pytest.mark.usefixtures("write_ahead")
 def test_writers_and_collections_at_the_same_time(new_workbench: Any, tmp_path: Path) -> None:
-    """Each thread has connections of its own, as another process would; the cutoff is before all of them began."""
+    """Each thread has connections of its own, as another process would; the cutoff is before what they began at."""
     bench = new_workbench(tmp_path / "x.icelite")
     arrays = ["a", "b"]
-    bench.commit({f"{name}/zarr.json": bench.array(20) for name in arrays})
+    old = bench.commit({f"{name}/zarr.json": bench.array(20) for name in arrays})
+    bench.commit({"a/c/0": b"reset away"})
+    bench.repository.reset_branch("main", old)
     moment = bench.now()
+    bench.commit({f"{name}/c/0": b"first" for name in arrays})
 
     def write(name: str) -> None:
         repository = Repository.open(bench.storage)
@@ -334,6 +337,7 @@ def test_writers_and_collections_at_the_same_time(new_workbench: Any, tmp_path: 
     expected |= {f"{name}/c/0": b"again 19" for name in arrays}
     assert {key: value for key, value in bench.contents("main").items() if "/c/" in key} == expected
     assert len(bench.history(branch="main")) == 42
+    assert len(bench.rows("SELECT id FROM snapshot")) == 42
     assert bench.repository.verify() == []
 
 
