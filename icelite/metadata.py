@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.keys import DOCUMENTS, ChunkKeys, join
+from icelite.keys import ChunkKeys, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +165,6 @@ def _chunk_shape(shape: tuple[int, ...], chunk_shape: Any) -> tuple[int, ...]:
     if len(chunks) != len(shape):
         raise ValueError(f"chunk shape {chunks} does not fit shape {shape}")
     return chunks
-
-
-def zarr_format_of(name: str) -> int:
-    """The Zarr format that a document name belongs to."""
-    return DOCUMENTS[name]
 
 
 def same_document(one: str, other: str) -> bool:

@@ -4,9 +4,10 @@
 -- Open it with `sqlite3 ocean.icelite` and look around; docs/format.md explains it with queries.
 -- The comments below travel inside the file: `.schema` shows them.
 --
--- History is append-only: a commit adds rows and moves one branch; it never rewrites a row of another
--- snapshot. `setting`, `branch` and `tag` are the only tables whose rows are updated in place.
--- `change` is derived from `node` and `chunk_ref` and can be rebuilt from it.
+-- A commit adds rows and moves one branch; it never rewrites a row of another snapshot. Expiration deletes rows
+-- of `snapshot`, and makes the first one the parent of those that lost theirs; rows of `node`, `chunk_ref` and
+-- `change` keep the seq and seg of a snapshot that is gone. Garbage collection deletes what no snapshot sees.
+-- Besides, only rows of `setting`, `container`, `branch` and `tag` are updated in place.
 --
 -- What a snapshot sees. Snapshots form runs, called segments; a fork opens a new one. The lineage of a
 -- snapshot (seg, seq) is [(seg, seq), (parent_seg, fork_seq), ...]. A row of `node` or `chunk_ref` is visible
@@ -14,7 +15,7 @@
 -- the same key the one with the greatest seq counts.
 --
 -- Times are integers, UTC, since 1970: microseconds unless the column says nanoseconds.
--- The statements contain no quote characters: the check on opening relies on it (catalog/database.py).
+-- The statements contain no quote characters: the check on opening relies on it (catalog/checks.py).
 
 -- setting: facts about the whole repository, one a row, each value a JSON text.
 CREATE TABLE setting (
@@ -22,18 +23,18 @@ CREATE TABLE setting (
   value TEXT NOT NULL               -- JSON
 ) STRICT, WITHOUT ROWID;
 
--- segment: a linear run of snapshots. Numbered by its first snapshot, so never reused.
+-- segment: a linear run of snapshots. Numbered by the snapshot that opened it, so never reused.
 CREATE TABLE segment (
-  seg        INTEGER PRIMARY KEY,  -- the seq of the first snapshot in it
+  seg        INTEGER PRIMARY KEY,  -- the seq of the snapshot that opened it, which may be gone
   parent_seg INTEGER,              -- segment it forked from; NULL for the first of all
-  fork_seq   INTEGER,              -- last snapshot of parent_seg that it sees
+  fork_seq   INTEGER,              -- greatest seq of parent_seg that it sees
   CHECK ((parent_seg IS NULL) = (fork_seq IS NULL)),
   CHECK (parent_seg IS NULL OR (parent_seg <= fork_seq AND fork_seq < seg))
 ) STRICT;
 
 -- operation: the log of everything that was ever done to the repository, oldest first.
 CREATE TABLE operation (
-  id      INTEGER PRIMARY KEY,  -- repository-wide, increasing; the newest row is never deleted
+  id      INTEGER PRIMARY KEY,  -- repository-wide, increasing; no row is ever deleted
   done_at INTEGER NOT NULL,     -- microseconds
   kind    TEXT NOT NULL,        -- Icechunk's update types: NewCommit, BranchCreated, TagDeleted, ...
   detail  TEXT NOT NULL         -- JSON object: the names and snapshot ids concerned
@@ -44,7 +45,7 @@ CREATE TABLE snapshot (
   seq        INTEGER PRIMARY KEY,   -- id of the operation that wrote it: increasing, never reused
   seg        INTEGER NOT NULL,      -- segment it belongs to
   id         TEXT NOT NULL UNIQUE,  -- public id: 20 characters of Crockford base-32
-  parent_seq INTEGER,               -- the snapshot before it; NULL for the first
+  parent_seq INTEGER,               -- the snapshot before it, or the first if that was released; NULL for the first
   written_at INTEGER NOT NULL,      -- microseconds
   message    TEXT NOT NULL,         -- what the author said
   metadata   TEXT NOT NULL,         -- JSON object
@@ -83,21 +84,22 @@ CREATE TABLE location (
 ) STRICT;
 CREATE INDEX location_by_path ON location (path);
 
--- node: a group or array, one row for each snapshot that changed its metadata.
+-- node: a group or array, one row for each snapshot that changed its metadata. One that moved has two rows of that
+-- snapshot: at the old path a deletion, at the new path its metadata.
 CREATE TABLE node (
   path        TEXT NOT NULL,     -- without slash at either end; empty for the root
-  seq         INTEGER NOT NULL,  -- snapshot that wrote this row
+  seq         INTEGER NOT NULL,  -- snapshot that wrote this row; it may be gone
   seg         INTEGER NOT NULL,  -- segment of that snapshot
-  node_id     INTEGER NOT NULL,  -- identity: survives a move, ends with a deletion; increases in order of creation
+  node_id     INTEGER NOT NULL,  -- identity: survives a move, ends with a deletion; a new one is greater than all here
   zarr_format INTEGER NOT NULL CHECK (zarr_format IN (2, 3)),  -- which of the two metadata is written in
   metadata    TEXT,              -- 3: the text of zarr.json; 2: JSON object of file name to text; NULL = deleted
   PRIMARY KEY (path, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX node_by_id ON node (node_id);
 
--- change: what a snapshot did to each node that it touched. Derived from node and chunk_ref; serves diff and rebase.
+-- change: what a snapshot did to each node that it touched. Stays when the snapshot is released; serves diff and rebase.
 CREATE TABLE change (
-  seq         INTEGER NOT NULL,  -- the snapshot
+  seq         INTEGER NOT NULL,  -- the snapshot; it may be gone
   node_id     INTEGER NOT NULL,  -- the group or array
   seg         INTEGER NOT NULL,  -- segment of that snapshot
   node_change INTEGER NOT NULL CHECK (node_change BETWEEN 0 AND 4),  -- 0 only chunks, 1 created, 2 metadata updated, 3 deleted, 4 moved
@@ -110,14 +112,14 @@ CREATE TABLE payload (
   id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: a writer may hold one before its commit
   data       BLOB NOT NULL,     -- as the codecs left it
   crc32c     INTEGER NOT NULL,  -- CRC-32C (Castagnoli) of data
-  written_at INTEGER NOT NULL   -- microseconds; young unreferenced rows belong to a commit under way
+  written_at INTEGER NOT NULL   -- microseconds; young unreferenced rows may belong to a session under way
 ) STRICT;
 
 -- chunk_ref: where the bytes of a chunk are, one row for each snapshot that changed it.
 CREATE TABLE chunk_ref (
   node_id     INTEGER NOT NULL,  -- the array
   chunk       TEXT NOT NULL,     -- grid position, 12/0/3; empty for an array without dimensions
-  seq         INTEGER NOT NULL,  -- snapshot that wrote this row
+  seq         INTEGER NOT NULL,  -- snapshot that wrote this row; it may be gone
   seg         INTEGER NOT NULL,  -- segment of that snapshot
   location_id INTEGER,           -- where; NULL = the chunk was deleted
   offset      INTEGER NOT NULL CHECK (offset >= 0),  -- first byte in the location; inline: the payload id

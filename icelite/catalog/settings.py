@@ -14,7 +14,6 @@ UPSERT_SETTING = (
     "INSERT INTO setting (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 )
 SELECT_CONTAINERS = "SELECT name, url_prefix, options FROM container ORDER BY id"
-SELECT_CONTAINER_ID = "SELECT id FROM container WHERE name = ?"
 INSERT_CONTAINER = """
 INSERT INTO container (name, url_prefix, options) VALUES (?, ?, ?)
 ON CONFLICT (url_prefix) DO UPDATE SET name = excluded.name, options = excluded.options

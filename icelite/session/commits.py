@@ -21,7 +21,7 @@ from icelite.catalog.settings import list_containers, save_container
 from icelite.change_set import ChangeSet
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver
-from icelite.errors import ConflictError, ErrorKind, InvalidInputError, SessionStateError
+from icelite.errors import ConflictError, ErrorKind, InvalidInputError, SessionStateError, StorageError
 from icelite.session.rebase import plan_rebase
 from icelite.types import View, new_snapshot_id
 from icelite.virtual import VirtualAccess
@@ -95,7 +95,8 @@ class Commits:
         ReadOnlyError
             ``read-only-repository``, ``read-only-storage``.
         StorageError
-            ``busy``, ``storage-full``, ``io``; nothing was committed, and the changes are still here.
+            ``busy``, ``storage-full``; nothing was committed, and the changes are still here. ``io``: the disk failed
+            on the way, and the message names the snapshot to look for, since it may have been committed all the same.
         """
         branch = self._check_can_commit(message, metadata, allow_empty)
         snapshot_id = new_snapshot_id()
@@ -109,8 +110,10 @@ class Commits:
                     self._check_tip(txn, branch)
                     view = self._write(txn, "NewCommit", branch, snapshot_id, message, metadata)
                     refs.move_branch(txn, branch, self._base.view.seq, view.seq)
-            except BaseException:
+            except BaseException as error:
                 restore()
+                if isinstance(error, StorageError) and error.kind == ErrorKind.IO:
+                    error.message += f"; lookup_snapshot({snapshot_id!r}) tells whether it was committed all the same"
                 raise
             self._continue_on(Base(snapshot_id, view))
         return snapshot_id

@@ -121,9 +121,9 @@ class IceliteStore(VirtualReferences, Store):
 
     def _check_writable(self) -> None:
         if self._read_only:
+            way = "Repository.writable_session(branch)" if self._session.read_only else "with_read_only(False)"
             raise ReadOnlyError(
-                f"store was opened in read-only mode and does not support writing: {self}; with_read_only(False)"
-                " or a writable session gives one that does",
+                f"store was opened in read-only mode and does not support writing: {self}; {way} gives one that does",
                 ErrorKind.READ_ONLY_STORE,
             )
         self._session.check_writable()

@@ -3,7 +3,9 @@
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import zarr
 
 import icelite
 from icelite.catalog.checks import schema_text
+from icelite.catalog.invariants import RULES
 from icelite.errors import ErrorKind
+from icelite.types import UpdateType
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 BLOCK = re.compile(r"^```sql\n(?P<sql>.*?)^```$(?:\n```text\n(?P<found>.*?)^```$)?", re.MULTILINE | re.DOTALL)
@@ -104,6 +108,36 @@ def test_every_block_runs_and_finds_what_the_page_shows(connection: sqlite3.Conn
             assert shown(rows) == found["found"]
 
 
+def rules() -> dict[str, str]:
+    """The query of each rule by the rule's name; a comment above several queries names them in order."""
+    found = BLOCK.search(SECTIONS["What always holds"])
+    assert found is not None
+    queries: dict[str, str] = {}
+    names: list[str] = []
+    for statement in statements(found["sql"]):
+        listed = re.search(r"^-- ([a-z_]+(?:, [a-z_]+)*):", statement, re.MULTILINE)
+        if listed is not None:
+            assert not names
+            names = listed[1].split(", ")
+        queries[names.pop(0)] = statement
+    assert not names
+    return queries
+
+
+def broken(connection: sqlite3.Connection) -> list[str]:
+    return [name for name, query in rules().items() if connection.execute(query).fetchall()]
+
+
+def test_every_rule_is_explained() -> None:
+    assert RULES.keys() | {"snapshot_lineage", "change_chunks", "file_pages"} == rules().keys()
+
+
+def test_every_kind_of_operation_is_listed() -> None:
+    kinds = {kind.__name__ for kind in UpdateType.__subclasses__()} - {"OtherUpdate"}
+    table = SECTIONS["The tables"].partition("| `operation.kind` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([A-Z]\w+)`", table)) == kinds
+
+
 def test_invariants_hold(connection: sqlite3.Connection, folder: Path) -> None:
     """Also after arrays were replaced and deleted, and chunks overwritten and deleted."""
     repo = icelite.Repository.open(folder / "ocean.icelite")
@@ -115,10 +149,98 @@ def test_invariants_hold(connection: sqlite3.Connection, folder: Path) -> None:
     zarr.open_array(session.store, path="sst").resize((1, 2))
     session.commit("shrink")
     repo.close()
-    found = BLOCK.search(SECTIONS["What always holds"])
-    assert found is not None
-    for statement in statements(found["sql"]):
-        assert connection.execute(statement).fetchall() == [], statement
+    assert broken(connection) == []
+
+
+def a_moment() -> datetime:
+    """A time after all that was done, and before all that will be."""
+    time.sleep(0.001)
+    moment = datetime.now(UTC)
+    time.sleep(0.001)
+    return moment
+
+
+def write_first_day(repo: icelite.Repository, branch: str, value: float) -> icelite.Session:
+    session = repo.writable_session(branch)
+    zarr.open_array(session.store, path="sst", mode="r+")[0] = value
+    return session
+
+
+def test_invariants_hold_when_history_is_cut(connection: sqlite3.Connection, folder: Path) -> None:
+    """Branches, an amend, a move, a flush, a merge; then expiration, garbage collection, and history that goes on."""
+    repo = icelite.Repository.open(folder / "ocean.icelite")
+    repo.create_branch("trial", repo.lookup_branch("main"))
+    write_first_day(repo, "trial", 1).commit("a trial")
+    write_first_day(repo, "trial", 2).amend("a better trial")
+    write_first_day(repo, "trial", 3).flush("a checkpoint")
+    session = repo.writable_session("main")
+    del zarr.open_group(session.store)["err"]
+    session.commit("delete")
+    repo.merge("trial", "main")
+    session = repo.rearrange_session("main")
+    session.move("/ice", "/frost")
+    session.commit("move")
+    moved = connection.execute("SELECT path, metadata IS NULL FROM node WHERE seq = (SELECT max(seq) FROM snapshot)")
+    assert sorted(moved) == [("frost", 0), ("ice", 1)]
+    repo.delete_branch("september")
+    assert broken(connection) == []
+
+    tags = {name: repo.lookup_tag(name) for name in repo.list_tags()}
+    rows = connection.execute("SELECT count(*) FROM chunk_ref").fetchone()
+    assert repo.expire_snapshots(a_moment())
+    assert broken(connection) == []
+    assert connection.execute("SELECT count(*) FROM chunk_ref").fetchone() == rows
+    orphans = "SELECT count(*) FROM {} WHERE seq NOT IN (SELECT seq FROM snapshot)"
+    assert connection.execute(orphans.format("node")).fetchone() > (0,)
+
+    summary = repo.garbage_collect(a_moment())
+    assert min(summary.chunk_refs_deleted, summary.nodes_deleted, summary.segments_deleted) > 0
+    assert broken(connection) == []
+    for table in ("node", "chunk_ref", "change"):  # what stays keeps its number, also without its snapshot
+        assert connection.execute(orphans.format(table)).fetchone() > (0,)
+    assert {name: repo.lookup_tag(name) for name in repo.list_tags()} == tags
+
+    for branch in ("main", "trial"):
+        write_first_day(repo, branch, 4).commit("go on")
+        write_first_day(repo, branch, 5).amend("go on better")
+    assert broken(connection) == []
+    assert repo.verify() == []
+    repo.close()
+
+
+# Rule to the statement that breaks it; the numbers are those of the page's example.
+BREAKS = {
+    "branch_main": "DELETE FROM branch WHERE name = 'main'",
+    "branch_snapshot": "UPDATE branch SET seq = 99 WHERE name = 'september'",
+    "tag_snapshot": "UPDATE tag SET seq = 99",
+    "snapshot_id": "UPDATE snapshot SET id = 'UUUUUUUUUUUUUUUUUUUU' WHERE seq = 2",
+    "operation_snapshot": "DELETE FROM operation WHERE id = 2",
+    "snapshot_segment": "UPDATE snapshot SET seg = 0 WHERE seq = 2",
+    "snapshot_first": "UPDATE snapshot SET parent_seq = NULL WHERE seq = 2",
+    "snapshot_parent": "UPDATE snapshot SET parent_seq = 0 WHERE seq = 2",
+    "snapshot_lineage": "UPDATE snapshot SET parent_seq = 5 WHERE seq = 7",
+    "segment_parent": "UPDATE segment SET parent_seg = 0, fork_seq = 1 WHERE seg = 6",
+    "segment_order": "UPDATE segment SET fork_seq = seg WHERE seg = 6",
+    "node_segment": "UPDATE node SET seg = 6 WHERE seq = 2",
+    "chunk_ref_segment": "UPDATE chunk_ref SET seq = 77 WHERE seq = 6",
+    "change_segment": "UPDATE change SET seg = 2 WHERE seq = 5",
+    "node_id": "UPDATE node SET node_id = 1 WHERE seq = 2",
+    "change_node": "DELETE FROM change WHERE seq = 7",
+    "change_chunks": "UPDATE change SET chunks = NULL WHERE seq = 6",
+    "chunk_ref_node": "UPDATE chunk_ref SET node_id = 99 WHERE seq = 6",
+    "chunk_ref_chunk": "UPDATE chunk_ref SET chunk = '0/00/0/0' WHERE seq = 6",
+    "chunk_ref_location": "UPDATE chunk_ref SET location_id = 999 WHERE seq = 6",
+    "chunk_ref_payload": "DELETE FROM payload",
+    "location_inline": "DELETE FROM location WHERE id = 1",
+    "location_container": "UPDATE location SET container_id = 99 WHERE id > 1",
+}
+
+
+@pytest.mark.parametrize("rule", sorted(rules().keys() - {"file_pages"}))
+def test_each_rule_finds_what_breaks_it(connection: sqlite3.Connection, rule: str) -> None:
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    assert connection.execute(BREAKS[rule]).rowcount > 0
+    assert rule in broken(connection)
 
 
 def test_header(folder: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -385,22 +387,26 @@ def test_is_catalog_looks_at_the_header_only(path: Path, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def without_privileges(tmp_path: Path) -> Iterator[None]:
+def public_folder() -> Iterator[Path]:
+    """A folder that everybody may enter; pytest's own are for its user alone, and other runs share their parents."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def without_privileges() -> Iterator[None]:
     """Root may write anywhere: be somebody else meanwhile."""
     if os.geteuid() != 0:
         yield
         return
-    folders = [folder for folder in tmp_path.parents if folder.stat().st_mode & 0o005 != 0o005]
-    modes = [folder.stat().st_mode for folder in folders]
-    for folder in folders:
-        folder.chmod(0o755)
     os.seteuid(65534)
     try:
         yield
     finally:
         os.seteuid(0)
-        for folder, mode in zip(folders, modes, strict=True):
-            folder.chmod(mode)
 
 
 def freeze(path: Path, *, file: bool) -> None:
@@ -409,8 +415,11 @@ def freeze(path: Path, *, file: bool) -> None:
 
 
 @pytest.mark.parametrize("file", [True, False], ids=["file-and-directory", "directory"])
-def test_a_read_only_place_is_read_and_not_written(path: Path, request: pytest.FixtureRequest, file: bool) -> None:
-    repository = Repository.open(path)
+def test_a_read_only_place_is_read_and_not_written(
+    public_folder: Path, request: pytest.FixtureRequest, file: bool
+) -> None:
+    path = public_folder / "a.icelite"
+    repository = Repository.create(path)
     repository.create_tag("v1", repository.lookup_branch("main"))
     repository.close()
     path.with_name(path.name + "-journal").unlink(missing_ok=True)
@@ -430,16 +439,18 @@ def test_a_read_only_place_is_read_and_not_written(path: Path, request: pytest.F
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_nothing_can_be_created_in_a_read_only_directory(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    tmp_path.chmod(0o555)
+def test_nothing_can_be_created_in_a_read_only_directory(public_folder: Path, request: pytest.FixtureRequest) -> None:
+    public_folder.chmod(0o555)
     request.getfixturevalue("without_privileges")
     with pytest.raises(StorageError) as caught:
-        Repository.create(tmp_path / "a.icelite")
+        Repository.create(public_folder / "a.icelite")
     assert caught.value.kind == "io"
     assert "Permission denied" in str(caught.value)
 
 
-def test_a_file_that_may_not_be_read_says_so(path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_file_that_may_not_be_read_says_so(public_folder: Path, request: pytest.FixtureRequest) -> None:
+    path = public_folder / "a.icelite"
+    Repository.create(path).close()
     path.chmod(0)
     request.getfixturevalue("without_privileges")
     with pytest.raises(IceliteError) as caught:
