@@ -97,7 +97,7 @@ CREATE TABLE node (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX node_by_id ON node (node_id);
 
--- change: what a snapshot did to each node that it touched. Stays when the snapshot is released; serves diff and rebase.
+-- change: what a snapshot did to each node that it touched. It outlives the snapshot; serves diff and rebase.
 CREATE TABLE change (
   seq         INTEGER NOT NULL,  -- the snapshot; it may be gone
   node_id     INTEGER NOT NULL,  -- the group or array

@@ -167,11 +167,12 @@ def write_first_day(repo: icelite.Repository, branch: str, value: float) -> icel
 
 
 def test_invariants_hold_when_history_is_cut(connection: sqlite3.Connection, folder: Path) -> None:
-    """Branches, an amend, a move, a flush, a merge; then expiration, garbage collection, and history that goes on."""
+    """Branches, amends, a move, a flush, a merge; then expiration, garbage collection, and history that goes on."""
     repo = icelite.Repository.open(folder / "ocean.icelite")
     repo.create_branch("trial", repo.lookup_branch("main"))
     write_first_day(repo, "trial", 1).commit("a trial")
-    write_first_day(repo, "trial", 2).amend("a better trial")
+    for value in (2, 2.5):
+        write_first_day(repo, "trial", value).amend("a better trial")
     write_first_day(repo, "trial", 3).flush("a checkpoint")
     session = repo.writable_session("main")
     del zarr.open_group(session.store)["err"]
