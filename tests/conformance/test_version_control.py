@@ -384,7 +384,7 @@ class VersionControl(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["dev", "x"]), number=st.integers(0, 99))
     def create_or_reset_branch(self, name: str, number: int) -> None:
-        snapshot_id = sorted(self.contents)[number % len(self.contents)]
+        snapshot_id = list(self.contents)[number % len(self.contents)]
         if name in self.branches:
             self.repo.reset_branch(name, snapshot_id, from_snapshot_id=self.branches[name])
         else:
@@ -399,7 +399,7 @@ class VersionControl(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["v1", "v2", "v3"]), number=st.integers(0, 99))
     def create_tag(self, name: str, number: int) -> None:
-        snapshot_id = sorted(self.contents)[number % len(self.contents)]
+        snapshot_id = list(self.contents)[number % len(self.contents)]
         if name in self.tags or name in self.burnt:
             with pytest.raises(icelite.AlreadyExistsError):
                 self.repo.create_tag(name, snapshot_id)
