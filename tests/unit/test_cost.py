@@ -1,0 +1,81 @@
+"""What opening a session costs, in steps of SQLite: the forks behind a snapshot count, its history does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import apsw
+import zarr
+
+from icelite import Repository
+
+
+def steps(repo: Repository, act: Callable[[], object]) -> int:
+    """Steps of all statements on the repository's connection while something is done."""
+    connection = repo._catalog._connection
+    seen: list[int] = []
+
+    def note(event: dict[str, Any]) -> None:
+        seen.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"])
+
+    connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, note)
+    try:
+        act()
+    finally:
+        connection.trace_v2(0, None)
+    assert seen
+    return sum(seen)
+
+
+def commit(repo: Repository, branch: str, count: int) -> str:
+    snapshot_id = ""
+    for number in range(count):
+        session = repo.writable_session(branch)
+        zarr.open_array(session.store, path="a")[number % 10] = number + 1
+        snapshot_id = session.commit(f"{branch} {number}")
+    return snapshot_id
+
+
+def make(path: Path) -> Repository:
+    repo = Repository.create(path)
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="a", shape=(10,), chunks=(1,), dtype="i4")
+    session.commit("array")
+    return repo
+
+
+def test_opening_a_session_does_not_read_the_history(tmp_path: Path) -> None:
+    repo = make(tmp_path / "a.icelite")
+    commit(repo, "main", 1)
+    short = steps(repo, lambda: repo.readonly_session("main"))
+    commit(repo, "main", 300)
+    assert steps(repo, lambda: repo.readonly_session("main")) == short
+
+
+def test_opening_a_session_reads_the_forks_behind_it(tmp_path: Path) -> None:
+    repo = make(tmp_path / "a.icelite")
+    costs = []
+    for fork in range(6):
+        base = repo.lookup_branch("main")
+        repo.create_branch(f"side{fork}", base)
+        commit(repo, f"side{fork}", 1)
+        commit(repo, "main", 2)  # main is the one that opens a segment
+        costs.append(steps(repo, lambda: repo.readonly_session("main")))
+    differences = {later - earlier for earlier, later in pairwise(costs)}
+    assert len(differences) == 1  # so much more for each fork
+    assert 0 < differences.pop() < 100
+
+
+def test_a_chunk_is_found_without_reading_others(tmp_path: Path) -> None:
+    repo = make(tmp_path / "a.icelite")
+    commit(repo, "main", 12)
+    store = repo.readonly_session("main").store
+    store.get_sync("a/c/0")
+    few = steps(repo, lambda: store.get_sync("a/c/1"))
+    commit(repo, "main", 200)  # twenty versions of each chunk
+    store = repo.readonly_session("main").store
+    store.get_sync("a/c/0")
+    assert steps(repo, lambda: store.get_sync("a/c/1")) == few
