@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
 
 from icelite.catalog.locations import INLINE
 from icelite.change_set import ChangeSet
 from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
+from icelite.payload import Payloads
 from icelite.types import ChunkRef, ChunkType, chunk_name, chunk_position
 from icelite.virtual import VirtualAccess
 
 Position = tuple[int, ...]
+ChunkBatch = tuple[
+    npt.NDArray[np.uint32],
+    npt.NDArray[np.uint8],
+    list[str],
+    npt.NDArray[np.uint64],
+    npt.NDArray[np.uint64],
+    dict[int, bytes],
+]
 Reindex = Callable[[list[int]], Iterable[int] | None]
 
 
@@ -21,6 +34,7 @@ class Chunks:
 
     access: VirtualAccess
     changes: ChangeSet
+    payloads: Payloads
 
     def check_writable(self) -> None:
         """Refuse where this session may not write."""
@@ -61,6 +75,47 @@ class Chunks:
         entry, _ = self.changes.lookup_array(check_path(array_path))
         for chunk, _ in self.changes.chunk_sizes(entry.node.node_id):
             yield tuple(chunk_position(chunk))
+
+    async def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[ChunkBatch]:
+        """All references of an array, in batches of aligned columns, as Icechunk gives them.
+
+        Yields
+        ------
+        tuple
+            Grid positions (uint32, n x dimensions); kinds (uint8, numbers of `ChunkType`); URLs, ``""`` for inline
+            chunks; offsets and lengths in bytes (uint64; the offset of an inline chunk is 0); and, by row of the
+            batch, the bytes of inline chunks.
+
+        Raises
+        ------
+        NodeNotFoundError, InvalidInputError
+            ``node-not-found``; ``not-an-array``, ``invalid-argument``.
+        """
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size={batch_size} must be at least 1", ErrorKind.INVALID_ARGUMENT)
+        entry, info = self.changes.lookup_array(check_path(array_path))
+        rows = self.changes.refs(entry.node.node_id)
+        while batch := list(islice(rows, batch_size)):
+            yield self._columns(batch, info.keys.ndim)
+
+    def _columns(self, rows: list[tuple[str, int, int, int]], ndim: int) -> ChunkBatch:
+        locations = self.changes.locations()
+        inline = {
+            row: self.payloads.read(ChunkRef(INLINE, offset, length), chunk, None)
+            for row, (chunk, location_id, offset, length) in enumerate(rows)
+            if location_id == INLINE
+        }
+        urls = {i: "" if i == INLINE else self.access.url(locations[i - 2]) for i in {row[1] for row in rows}}
+        kinds = [ChunkType.inline if row[1] == INLINE else ChunkType.virtual for row in rows]
+        offsets = [0 if row[1] == INLINE else row[2] for row in rows]
+        return (
+            np.array([chunk_position(row[0]) for row in rows], dtype=np.uint32).reshape(len(rows), ndim),
+            np.array(kinds, dtype=np.uint8),
+            [urls[row[1]] for row in rows],
+            np.array(offsets, dtype=np.uint64),
+            np.array([row[3] for row in rows], dtype=np.uint64),
+            inline,
+        )
 
     def all_virtual_chunk_locations(self) -> list[str]:
         """The URL of every virtual chunk, one entry for each chunk, ``vcc://`` and relative ones made absolute."""

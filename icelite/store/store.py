@@ -236,6 +236,10 @@ class IceliteStore(VirtualReferences, Store):
         for name in listing.child_names(self._session.changes, prefix.rstrip("/")):
             yield name
 
+    def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[Any]:
+        """See `Session.array_chunk_iterator`."""
+        return self._session.array_chunk_iterator(array_path, batch_size)
+
     # -- writing -----------------------------------------------------------------------------------------------
 
     def set_sync(self, key: str, value: Buffer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -137,6 +138,18 @@ class VirtualReferences(ABC):
         self._writer(validate_containers).write_arrays(
             path, entry.node.node_id, info, grid, start, locations, *columns, stamps or {}, stamp_of(checksum)
         )
+
+    async def set_virtual_ref_async(self, *args: Any, **kwargs: Any) -> None:
+        """See `set_virtual_ref`; it needs no network."""
+        self.set_virtual_ref(*args, **kwargs)
+
+    async def set_virtual_refs_async(self, *args: Any, **kwargs: Any) -> None:
+        """See `set_virtual_refs`, which runs in a thread."""
+        await asyncio.to_thread(self.set_virtual_refs, *args, **kwargs)
+
+    async def set_virtual_refs_arr_async(self, *args: Any, **kwargs: Any) -> None:
+        """See `set_virtual_refs_arr`, which runs in a thread."""
+        await asyncio.to_thread(self.set_virtual_refs_arr, *args, **kwargs)
 
     def _writer(self, validate: bool) -> ReferenceWriter:
         return ReferenceWriter(self._session.changes, self._session.access, validate)

@@ -164,3 +164,27 @@ async def test_chunks_can_be_asked_for(repo: Repository) -> None:
     assert sorted(found) == [(0,), (2,), (3,), (5,)]
     types = [session.chunk_type("g/h/a", [index]) for index in (0, 1, 5, 99)]
     assert types == [ChunkType.inline, ChunkType.uninitialized, ChunkType.inline, ChunkType.uninitialized]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_references_come_in_columns(tmp_path: Path, committed: bool) -> None:
+    source = tmp_path / "data.bin"
+    source.write_bytes(bytes(range(8)))
+    repo = Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    array = zarr.create_array(session.store, name="v", shape=(2, 4), chunks=(1, 1), dtype="u1", compressors=None)
+    for column in range(3):
+        await session.store.set_virtual_ref_async(f"v/c/1/{column}", f"file://{source}", offset=column, length=1)
+    array[0, 3] = 77
+    if committed:
+        session.commit("references")
+        session = repo.readonly_session("main")
+    rows = {}
+    batches = [batch async for batch in session.store.array_chunk_iterator("/v", batch_size=3)]
+    for coordinates, kinds, urls, offsets, lengths, inlined in batches:
+        assert (coordinates.dtype, kinds.dtype, offsets.dtype, lengths.dtype) == ("u4", "u1", "u8", "u8")
+        for row, position in enumerate(coordinates.tolist()):
+            rows[tuple(position)] = (kinds[row], urls[row], offsets[row], lengths[row], inlined.get(row))
+    assert [len(batch[2]) for batch in batches] == [3, 1]
+    virtual = {(1, column): (ChunkType.virtual, f"file://{source}", column, 1, None) for column in range(3)}
+    assert rows == {(0, 3): (ChunkType.inline, "", 0, 1, bytes([77])), **virtual}
