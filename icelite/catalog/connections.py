@@ -32,6 +32,23 @@ _abandoned: list[apsw.Connection] = []  # of the parent: kept, since closing the
 _anchors: dict[str, apsw.Connection] = {}  # SQLite drops an in-memory database with its last connection
 
 
+class Door:
+    """Which door of a connection is open; apart from `Catalog`, so that what asks for it keeps no catalog alive."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._written = False
+
+    def refuses_commit(self) -> bool:
+        """SQLite's commit hook: what did not come through a door is rolled back."""
+        self._written |= self.name == "write"
+        return self.name not in ("write", "stage")
+
+    def has_written(self) -> bool:
+        """Whether the repository was written through this connection."""
+        return self._written
+
+
 def _count_fork() -> None:
     global _forks
     _forks += 1

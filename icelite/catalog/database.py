@@ -89,23 +89,6 @@ class Transaction:
             blob.close()
 
 
-class _Door:
-    """Which door of a connection is open; apart from `Catalog`, so that what asks for it keeps no catalog alive."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._written = False
-
-    def refuses_commit(self) -> bool:
-        """SQLite's commit hook: what did not come through a door is rolled back."""
-        self._written |= self.name == "write"
-        return self.name not in ("write", "stage")
-
-    def has_written(self) -> bool:
-        """Whether the repository was written through this connection."""
-        return self._written
-
-
 class Catalog:
     """A connection to one catalog; shared by threads, one at a time.
 
@@ -147,7 +130,7 @@ class Catalog:
         if self.path is not None:
             checks.check_place(self.path)
         self._forks = connections.forks()
-        self._door = _Door()
+        self._door = connections.Door()
         with self._translated():
             self._connection = connections.connect(self.storage)
             try:
@@ -263,6 +246,10 @@ class Catalog:
             except (apsw.Error, UnicodeDecodeError) as error:
                 raise _error(error, self.storage.name, self.busy_timeout) from error
         return rows[0] if rows else None
+
+    def data_version(self) -> int:
+        """A number that is another one after each commit, by whomever, that this connection has noticed by reading."""
+        return self._connection.data_version()
 
     def vacuum(self) -> tuple[int, int]:
         """Rebuild the file without its free pages; its size before and after, in bytes.

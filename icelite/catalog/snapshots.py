@@ -169,6 +169,11 @@ def list_infos(txn: Transaction) -> list[SnapshotInfo]:
     return [_info(row) for row in txn.rows(SELECT_INFOS)]
 
 
+def is_kept(txn: Transaction, seq: int) -> bool:
+    """Whether there is a snapshot with this number: it was not released."""
+    return txn.row(SELECT_SEG, (seq,)) is not None
+
+
 def find_parent(txn: Transaction, seq: int) -> int | None:
     """The number of a snapshot's parent; None for the first one, or when there is no such snapshot."""
     row = txn.row(SELECT_PARENT_AND_TIME, (seq,))

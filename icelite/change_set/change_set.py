@@ -39,6 +39,8 @@ class ChangeSet(ChunkChanges, NodeChanges):
         NodeChanges.__init__(self, catalog, view)
         ChunkChanges.__init__(self)
 
+    _check_kept = NodeChanges._check_kept
+
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
         return not (self._nodes or self._pending or self._changed_nodes())

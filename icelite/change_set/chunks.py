@@ -42,6 +42,10 @@ class ChunkChanges:
     def __init__(self) -> None:
         self._forget_staged()
 
+    def _check_kept(self) -> None:
+        """Refuse what was just read, if the snapshot was released meanwhile."""
+        raise NotImplementedError
+
     def _forget_staged(self) -> None:
         self._pending: dict[tuple[int, str], bytes] = {}
         self._pending_bytes = 0
@@ -66,7 +70,14 @@ class ChunkChanges:
                 return self._staged_ref(*row)
         if node_id < 0:
             return None
-        return chunk_table.find_chunk(self.catalog, self.view, node_id, chunk)
+        found = chunk_table.find_chunk(self.catalog, self.view, node_id, chunk)
+        self._check_kept()
+        return found
+
+    def _scan(self, node_id: int) -> list[chunk_table.ChunkColumns]:
+        blocks = chunk_table.scan_chunks(self.catalog, self.view, node_id)
+        self._check_kept()
+        return blocks
 
     def _staged_ref(self, location_id: int | None, offset: int, length: int) -> StagedRef | ChunkRef | None:
         if location_id is None:
@@ -189,7 +200,7 @@ class ChunkChanges:
                     staged = {row[0]: row for row in staging.list_refs(txn, node_id)}
             if node_id > 0:
                 known: dict[int, int] = {INLINE: INLINE}
-                for block in chunk_table.scan_chunks(self.catalog, self.view, node_id):
+                for block in self._scan(node_id):
                     ids = block.location_ids.tolist()
                     for location_id in set(ids) - known.keys():
                         known[location_id] = self.intern(lookup_location(self.catalog, location_id))
@@ -207,7 +218,7 @@ class ChunkChanges:
         staged.update((chunk, INLINE) for pending_id, chunk in self._pending if pending_id == node_id)
         if node_id > 0:
             known: dict[int, Location] = {}
-            for block in chunk_table.scan_chunks(self.catalog, self.view, node_id):
+            for block in self._scan(node_id):
                 for chunk, location_id in zip(block.chunks, block.location_ids.tolist(), strict=True):
                     if location_id != INLINE and chunk not in staged:
                         if location_id not in known:
@@ -223,7 +234,7 @@ class ChunkChanges:
                 for chunk, location_id, _, length in staging.list_refs(txn, node_id):
                     staged.setdefault(chunk, None if location_id is None else length)
         if node_id > 0:
-            for block in chunk_table.scan_chunks(self.catalog, self.view, node_id):
+            for block in self._scan(node_id):
                 for chunk, size in zip(block.chunks, block.lengths.tolist(), strict=True):
                     if chunk not in staged:
                         yield chunk, size
@@ -232,7 +243,9 @@ class ChunkChanges:
     def stored_bytes(self, node_id: int) -> int:
         """The sum of `chunk_sizes`."""
         if node_id > 0 and node_id not in self._with_refs and not self._pending:
-            return chunk_table.stored_bytes(self.catalog, self.view, node_id)
+            size = chunk_table.stored_bytes(self.catalog, self.view, node_id)
+            self._check_kept()
+            return size
         return sum(size for _, size in self.chunk_sizes(node_id))
 
     def _forget_chunks(self, node_id: int) -> None:

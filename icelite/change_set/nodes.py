@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from icelite.catalog import nodes as node_table
+from icelite.catalog import snapshots
 from icelite.catalog.database import Catalog, Transaction
-from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError
+from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError, SnapshotNotFoundError
 from icelite.keys import DOCUMENTS, ancestors, join
 from icelite.metadata import ArrayInfo, array_info, check_document, same_document
 from icelite.types import Diff, Node, NodeChange, View
@@ -42,6 +43,7 @@ class NodeChanges(ABC):
         self.view = view
         self.lock = threading.RLock()
         self._base: dict[str, Entry | None] = {}
+        self._seen_version = -1
         self._nodes: dict[str, _Staged] = {}
         self._last_id = 0
 
@@ -73,11 +75,25 @@ class NodeChanges(ABC):
             raise InvalidInputError(f"/{path} is a group, not an array", ErrorKind.NOT_AN_ARRAY)
         return entry, entry.info
 
+    def _check_kept(self) -> None:
+        """Refuse what was just read, if the snapshot was released meanwhile: its rows may have been collected."""
+        version = self.catalog.data_version()
+        if version == self._seen_version:
+            return
+        with self.catalog.read() as txn:
+            if not snapshots.is_kept(txn, self.view.seq):
+                raise SnapshotNotFoundError(
+                    "the snapshot that this session reads has expired since it was opened; open another session",
+                    ErrorKind.SNAPSHOT_NOT_FOUND,
+                )
+        self._seen_version = version
+
     def _find_base(self, path: str) -> Entry | None:
         try:
             return self._base[path]
         except KeyError:
             node = node_table.find_node(self.catalog, self.view, path)
+            self._check_kept()
         if len(self._base) >= KNOWN_NODES:
             self._base.clear()
         entry = self._base[path] = None if node is None else Entry(node, array_info(path, node.documents))
@@ -87,6 +103,7 @@ class NodeChanges(ABC):
         """The nodes at and below a path, in order of creation."""
         below = join(path, "")
         nodes = [n for n in node_table.list_nodes(self.catalog, self.view, path) if n.path not in self._nodes]
+        self._check_kept()
         staged = [
             s.entry.node
             for p, s in list(self._nodes.items())
@@ -212,6 +229,7 @@ class NodeChanges(ABC):
     def _rebase_nodes(self) -> None:
         """Compare what the session wrote with what the new snapshot has; delete what appeared in deleted groups."""
         self._base = {}
+        self._seen_version = -1
         for path, staged in list(self._nodes.items()):
             base = self._find_base(path)
             if staged.entry is None and base is None:

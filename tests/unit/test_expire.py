@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from icelite.errors import ErrorKind, InvalidInputError, ReadOnlyError, SnapshotNotFoundError
+from icelite.repository import Repository
 from icelite.types import INITIAL_SNAPSHOT_ID, RepoAvailability, RepoStatus, UpdateType
 
 
@@ -170,3 +172,21 @@ def test_a_tip_whose_parent_was_released_can_be_amended(workbench: Any, line: li
     workbench.repository.garbage_collect(workbench.now())
     assert workbench.contents("main") == before | {"x/c/3": b"amended"}
     assert workbench.repository.verify() == []
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same-connection", "another-connection"])
+def test_an_open_session_does_not_read_what_was_released(new_workbench: Any, tmp_path: Path, elsewhere: bool) -> None:
+    """Collection may have taken its rows, so that older versions or nothing would show through."""
+    bench = new_workbench(tmp_path / "a.icelite")
+    old = bench.commit({"a/zarr.json": bench.array(2), "a/c/0": b"old", "a/c/1": b"old"})
+    bench.commit({"a/c/0": b"new"})
+    reader, current = bench.repository.readonly_session(snapshot_id=old), bench.repository.readonly_session("main")
+    assert reader.store.get_sync("a/c/0") is not None
+    keeper = Repository.open(tmp_path / "a.icelite") if elsewhere else bench.repository
+    moment = bench.now()
+    assert old in keeper.expire_snapshots(moment)
+    keeper.garbage_collect(moment)
+    for act in (lambda: reader.store.get_sync("a/c/1"), lambda: bench.contents_of(reader)):
+        with pytest.raises(SnapshotNotFoundError, match="expired"):
+            act()
+    assert bench.contents_of(current)["a/c/0"] == b"new"
