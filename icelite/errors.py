@@ -22,7 +22,6 @@ class ErrorKind(StrEnum):
     CONFIG_UPDATED = "config-updated"
     # NotFoundError
     NODE_NOT_FOUND = "node-not-found"
-    CHUNK_NOT_FOUND = "chunk-not-found"
     KEY_NOT_FOUND = "key-not-found"
     SNAPSHOT_NOT_FOUND = "snapshot-not-found"
     NO_SNAPSHOT_AT_TIME = "no-snapshot-at-time"
@@ -59,7 +58,6 @@ class ErrorKind(StrEnum):
     NO_CONTAINER_FOR_VIRTUAL_CHUNK = "no-container-for-virtual-chunk"
     UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER = "unauthorized-virtual-chunk-container"
     INVALID_DATASET = "invalid-dataset"
-    MISSING_PACKAGE = "missing-package"
     INVALID_FEATURE_FLAG = "invalid-feature-flag"
     BAD_SNAPSHOT_CHAIN_FOR_DIFF = "bad-snapshot-chain-for-diff"
     # SessionStateError

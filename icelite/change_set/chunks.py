@@ -191,23 +191,23 @@ class ChunkChanges:
 
         Bytes not yet written are staged first, so that all chunks are references.
         """
-        with self.lock:
+        staged: dict[str, Row] = {}
+        with self.lock:  # not while rows are handed out: whoever takes them may take his time
             if any(pending_id == node_id for pending_id, _ in self._pending):
                 self.flush_payloads()
-            staged: dict[str, Row] = {}
             if node_id in self._with_refs:
                 with self.catalog.read() as txn:
                     staged = {row[0]: row for row in staging.list_refs(txn, node_id)}
-            if node_id > 0:
-                known: dict[int, int] = {INLINE: INLINE}
-                for block in self._scan(node_id):
-                    ids = block.location_ids.tolist()
-                    for location_id in set(ids) - known.keys():
-                        known[location_id] = self.intern(lookup_location(self.catalog, location_id))
-                    extents = block.offsets.tolist(), block.lengths.tolist()
-                    rows = zip(block.chunks, map(known.__getitem__, ids), *extents, strict=True)
-                    yield from (row for row in rows if row[0] not in staged)
-            yield from (row for row in staged.values() if row[1] is not None)
+        if node_id > 0:
+            known: dict[int, int] = {INLINE: INLINE}
+            for block in self._scan(node_id):
+                ids = block.location_ids.tolist()
+                for location_id in set(ids) - known.keys():
+                    known[location_id] = self.intern(lookup_location(self.catalog, location_id))
+                extents = block.offsets.tolist(), block.lengths.tolist()
+                rows = zip(block.chunks, map(known.__getitem__, ids), *extents, strict=True)
+                yield from (row for row in rows if row[0] not in staged)
+        yield from (row for row in staged.values() if row[1] is not None)
 
     def virtual_locations(self, node_id: int) -> Iterator[Location]:
         """The location of every virtual chunk of an array, one for each chunk."""

@@ -8,7 +8,8 @@ Until its COMMIT nobody sees anything; when it fails, the session is as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,17 +104,15 @@ class Commits:
         with self.changes.lock:
             restore = self._checkpoint()
             try:
-                with self._catalog.write() as txn:
+                with _naming(snapshot_id), self._catalog.write() as txn:
                     check_online(txn)
                     if rebase_with is not None:
                         self._rebase_to_tip(txn, branch, rebase_with)
                     self._check_tip(txn, branch)
                     view = self._write(txn, "NewCommit", branch, snapshot_id, message, metadata)
                     refs.move_branch(txn, branch, self._base.view.seq, view.seq)
-            except BaseException as error:
+            except BaseException:
                 restore()
-                if isinstance(error, StorageError) and error.kind == ErrorKind.IO:
-                    error.message += f"; lookup_snapshot({snapshot_id!r}) tells whether it was committed all the same"
                 raise
             self._continue_on(Base(snapshot_id, view))
         return snapshot_id
@@ -136,7 +135,7 @@ class Commits:
         branch = self._check_can_commit(message, metadata, allow_empty)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
-            with self._catalog.write() as txn:
+            with _naming(snapshot_id), self._catalog.write() as txn:
                 check_online(txn)
                 self._check_tip(txn, branch)
                 tip, parent_seq = snapshots.lookup_info(txn, self._base.view.seq)
@@ -166,7 +165,7 @@ class Commits:
         self._check_can_commit(message, metadata, allow_empty=False)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
-            with self._catalog.write() as txn:
+            with _naming(snapshot_id), self._catalog.write() as txn:
                 check_online(txn)
                 view = self._write(txn, "NewDetachedSnapshot", None, snapshot_id, message, metadata)
             self._continue_on(Base(snapshot_id, view))
@@ -290,6 +289,17 @@ class Commits:
         with self._catalog.stage() as txn:
             staging.clear(txn)
         self._reset()
+
+
+@contextmanager
+def _naming(snapshot_id: str) -> Iterator[None]:
+    """Let an I/O error name the snapshot: the last sync of a COMMIT may fail after it took effect."""
+    try:
+        yield
+    except StorageError as error:
+        if error.kind == ErrorKind.IO:
+            error.message += f"; lookup_snapshot({snapshot_id!r}) tells whether it was committed all the same"
+        raise
 
 
 def check_message(message: object, metadata: dict[str, Any] | None) -> None:

@@ -16,7 +16,7 @@ from icelite.conflicts import Conflict, ConflictSolver, ConflictType, Edits, Nod
 from icelite.errors import ConflictError, ErrorKind, RebaseFailedError
 from icelite.metadata import array_info
 from icelite.session.appends import Append, find_append
-from icelite.types import NodeChange, View
+from icelite.types import NodeChange, View, chunk_name
 
 SHOWN = 5  # conflicts that an error message lists
 
@@ -64,7 +64,7 @@ def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: Conflict
                 unsolved.append(conflict)
             elif selection == VersionSelection.UseTheirs and conflict.conflict_type == ConflictType.ChunkDoubleUpdate:
                 node_id = next(i for i, edit in theirs.nodes.items() if "/" + edit.path == conflict.path)
-                names = {"/".join(map(str, position)) for position in conflict.conflicted_chunks or ()}
+                names = set(map(chunk_name, conflict.conflicted_chunks or ()))
                 plan.given_up.setdefault(node_id, set()).update(names)
         if unsolved:
             raise _failed(snapshots.lookup_info(txn, seq)[0].id, unsolved)
