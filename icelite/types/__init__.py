@@ -10,7 +10,7 @@ from icelite.types.chunks import (
     chunk_name,
     chunk_position,
 )
-from icelite.types.maintenance import ChunkStorageStats, Compaction, GCSummary, Problem
+from icelite.types.maintenance import ChunkStorageStats, Compaction, GCSummary, Problem, Progress
 from icelite.types.nodes import Diff, Node, NodeChange
 from icelite.types.snapshots import (
     CROCKFORD,
@@ -37,6 +37,7 @@ __all__ = [
     "Node",
     "NodeChange",
     "Problem",
+    "Progress",
     "RepoAvailability",
     "RepoStatus",
     "SessionMode",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+Progress = Callable[[int, int], None]  # called with (steps done, steps in all) while something long runs
 
 
 @dataclass(frozen=True, slots=True)
