@@ -1,0 +1,139 @@
+"""GRIB, editions 1 and 2: gribberish's parser for VirtualiZarr. Each message is a chunk.
+
+What gribberish would lose or get wrong without a word is found by walking through the messages: those that it skips,
+those of another grid that it puts into one array, and the latitudes of Gaussian grids, which are computed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from virtualizarr.manifests import ManifestArray
+
+from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.types import SourceStamp
+from icelite.virtualizarr.parsers.grib_messages import Message, gaussian_latitudes, read_messages
+from icelite.virtualizarr.parsers.parsed import ParsedGroup, descend
+from icelite.virtualizarr.parsers.source import SourceFile, describe
+
+_AXES = {"y": "latitude", "x": "longitude"}
+
+
+def parse(
+    source: SourceFile, stamp: SourceStamp, group: str, dropped: Collection[str], whole_tree: bool
+) -> ParsedGroup:
+    """Parse a group for each kind of level and product, or for one dataset all of them put into one group.
+
+    Raises
+    ------
+    InvalidInputError
+        ``missing-package`` where gribberish has no parser: it needs Python 3.12 or newer. ``invalid-argument`` for a
+        file whose variables do not fit into one dataset.
+    StorageError
+        ``unreadable-source`` for messages or grids that gribberish does not read.
+    """
+    try:
+        from gribberish.virtualizarr import GribberishParser
+    except ImportError as error:
+        raise InvalidInputError(
+            f"reading {source.url!r}, a GRIB file, needs the package 'gribberish' 1.9 or newer, which needs Python 3.12"
+            f" or newer: {error}",
+            ErrorKind.MISSING_PACKAGE,
+        ) from error
+    messages = {message.offset: message for message in read_messages(source)}
+    collapse = not whole_tree and not group
+    parser = GribberishParser(drop_variables=sorted(dropped) or None, collapse_groups=collapse)
+    try:
+        parsed = ParsedGroup.of_store(parser(source.url, source.stores))
+    except ValueError as error:
+        raise _unread(source, messages, sorted(messages), describe(error)) from error
+    if not dropped:
+        _check_messages(source, parsed, messages)
+    for path, node in parsed.walk():
+        _mend(source, path, node, messages)
+    parsed = descend(parsed, group, source)
+    if not whole_tree and not parsed.arrays and parsed.groups:
+        paths = [path for path, node in parsed.walk() if node.arrays]
+        raise InvalidInputError(
+            f"{source.url!r} holds variables that do not fit into one dataset, in the groups {', '.join(paths)}: open"
+            " it as a tree, or name one with group=",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    return parsed
+
+
+def _offsets(array: Any) -> list[int]:
+    return [int(entry["offset"]) for _, entry in array.manifest.iter_refs() if entry["path"] != "__inlined__"]
+
+
+def _check_messages(source: SourceFile, parsed: ParsedGroup, messages: dict[int, Message]) -> None:
+    found = {offset for _, node in parsed.walk() for array in node.arrays.values() for offset in _offsets(array)}
+    lost = sorted(messages.keys() - found)
+    if lost:
+        remedy = "to leave the others out, pass parser=gribberish.virtualizarr.GribberishParser()"
+        raise _unread(source, messages, lost, remedy)
+
+
+def _unread(source: SourceFile, messages: dict[int, Message], lost: list[int], rest: str) -> StorageError:
+    kinds = ", ".join(sorted({messages[offset].grid_name for offset in lost})) or "no whole message"
+    return source.unreadable(
+        f"gribberish reads {len(messages) - len(lost)} of its {len(messages)} messages; the others are on grids of the"
+        f" types {kinds}: {rest}"
+    )
+
+
+def _mend(source: SourceFile, path: str, node: ParsedGroup, messages: dict[int, Message]) -> None:
+    """Check the grids of a group's variables, and give Gaussian ones their latitudes."""
+    for name, array in node.arrays.items():
+        used = [messages[offset] for offset in _offsets(array) if offset in messages]
+        grids = {message.grid for message in used}
+        if len(grids) > 1:
+            raise source.unreadable(
+                f"the messages of variable {f'{path}/{name}'.lstrip('/')!r} have {len(grids)} different grids, which"
+                " gribberish puts into one array: split the file, or leave the variable out (drop_variables=)"
+            )
+        if any(not message.is_regular for message in used):
+            raise source.unreadable(
+                f"variable {f'{path}/{name}'.lstrip('/')!r} has a reduced grid, with rows of different lengths, which"
+                " gribberish does not read: leave it out (drop_variables=)"
+            )
+    gaussian = [
+        messages[offset]
+        for array in node.arrays.values()
+        for offset in _offsets(array)[:1]
+        if offset in messages and messages[offset].is_gaussian
+    ]
+    if gaussian and {"y", "x"} <= node.arrays.keys():
+        _set_latitudes(source, node, gaussian)
+
+
+def _set_latitudes(source: SourceFile, node: ParsedGroup, gaussian: Sequence[Message]) -> None:
+    """``latitude`` and ``longitude`` as in other grids, in place of evenly spaced ``y`` and of ``x``."""
+    rows = node.arrays["y"].shape[0]
+    latitudes = gaussian_latitudes(rows)
+    first = {message.first_latitude for message in gaussian}
+    if len(first) != 1 or abs(latitudes[0] - first.pop()) > 0.001:
+        raise source.unreadable(
+            f"its Gaussian grid of {rows} rows does not run from pole to pole, north first; gribberish gives such a"
+            " grid wrong latitudes"
+        )
+    longitudes = np.frombuffer(node.arrays["x"].manifest._inlined[(0,)], "<f8")
+    for name in ("y", "x", "latitude", "longitude"):
+        node.arrays.pop(name, None)
+    node.arrays = {name: _renamed(array) for name, array in node.arrays.items()}
+    described = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
+    node.made["latitude"] = xr.Variable("latitude", latitudes, described)
+    described = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
+    node.made["longitude"] = xr.Variable("longitude", longitudes.copy(), described)
+
+
+def _renamed(array: Any) -> Any:
+    metadata = array.metadata
+    dims = tuple(_AXES.get(dim, dim) for dim in metadata.dimension_names or ())
+    attributes = {key: value for key, value in metadata.attributes.items() if key != "coordinates"}
+    metadata = dataclasses.replace(metadata, dimension_names=dims, attributes=attributes)
+    return ManifestArray(metadata=metadata, chunkmanifest=array.manifest)

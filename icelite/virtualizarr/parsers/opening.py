@@ -1,0 +1,235 @@
+"""`open_virtual` and `open_virtual_tree`: a file of any format as a dataset whose chunks are references to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import xarray as xr
+
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError
+from icelite.virtualizarr.parsers.formats import Format, find_format, format_of_name
+from icelite.virtualizarr.parsers.parsed import ParsedGroup, check_unchanged, descend
+from icelite.virtualizarr.parsers.source import SourceFile, describe
+
+if TYPE_CHECKING:
+    from obspec_utils.registry import ObjectStoreRegistry
+
+    from icelite.types import SourceStamp
+
+# What each module's ``parse(source, stamp, group, dropped, whole_tree)`` reads; imported when it is needed.
+_MODULES = {
+    Format.HDF5: "hdf5",
+    Format.NETCDF3: "netcdf3",
+    Format.GRIB: "grib",
+    Format.TIFF: "tiff",
+    Format.FITS: "fits",
+    Format.ZARR: "zarr",
+    Format.ZIPPED_ZARR: "zarr",
+}
+_PACKAGES = {"arro3.core": "arro3-core"}  # by module, where the name differs
+
+
+def open_virtual(
+    url_or_path: str | os.PathLike[str],
+    *,
+    parser: Any = "auto",
+    group: str | None = None,
+    drop_variables: Iterable[str] | None = None,
+    loadable_variables: Iterable[str] | None = None,
+    decode_times: bool | None = None,
+    on_unreferenceable: Literal["copy", "raise"] = "copy",
+    registry: ObjectStoreRegistry[Any] | None = None,
+) -> xr.Dataset:
+    """One group of a file as a dataset whose variables are references to the file's own chunks.
+
+    What cannot be referenced becomes an ordinary variable, whose values `to_icelite` copies: filters that Zarr has no
+    codec for, strings of variable length, strips of a TIFF that differ in height.
+
+    Parameters
+    ----------
+    parser
+        ``"auto"`` to tell the format from the content, the name of a `Format`, or a VirtualiZarr parser object.
+    group
+        Path of the group; the root by default.
+    loadable_variables
+        Variables to load instead of referencing them. None for those that have the name of their dimension, which
+        xarray needs to combine files; an empty list for none.
+    decode_times
+        For loaded variables, as in `xarray.open_dataset`; None decodes what can be decoded.
+    on_unreferenceable
+        What to do about data that cannot be referenced.
+    registry
+        Object stores by URL prefix, for files that are not local.
+
+    Returns
+    -------
+    xr.Dataset
+        Its ``encoding`` has ``"icelite_sources"``, what each file looked like (URL to `SourceStamp`), and
+        ``"icelite_copied"``, why a variable is copied (name to text).
+
+    Raises
+    ------
+    InvalidInputError
+        ``unknown-format``, ``missing-package``, ``unreferenceable-data``, ``invalid-argument``.
+    StorageError
+        ``unreadable-source``, ``virtual-chunk-modified`` when the file changed while it was parsed.
+    """
+    source, stamp, parsed = _parse(url_or_path, parser, group, on_unreferenceable, registry, drop_variables or ())
+    with _library_errors(source):
+        from icelite.virtualizarr.parsers.datasets import build_dataset, check_names
+
+        if loadable_variables is not None:
+            loadable_variables = list(loadable_variables)
+            check_names(parsed, source, loadable_variables, "loadable_variables")
+        dataset = build_dataset(parsed, _registry(source), loadable_variables, decode_times)
+    check_unchanged(source, stamp)
+    return _with_record(dataset, source, stamp, parsed.reasons)
+
+
+def open_virtual_tree(
+    url_or_path: str | os.PathLike[str],
+    *,
+    parser: Any = "auto",
+    group: str | None = None,
+    drop_variables: Iterable[str] | None = None,
+    loadable_variables: Iterable[str] | None = None,
+    decode_times: bool | None = None,
+    on_unreferenceable: Literal["copy", "raise"] = "copy",
+    registry: ObjectStoreRegistry[Any] | None = None,
+) -> xr.DataTree:
+    """All groups of a file, as `open_virtual` does one.
+
+    Parameters
+    ----------
+    drop_variables, loadable_variables
+        Names of variables, in whichever groups have them.
+
+    Returns
+    -------
+    xr.DataTree
+        The root's dataset has the record of sources and copies; the names of copies are paths.
+
+    Raises
+    ------
+    InvalidInputError, StorageError
+        As `open_virtual`.
+    """
+    dropped = list(drop_variables or ())
+    source, stamp, parsed = _parse(url_or_path, parser, group, on_unreferenceable, registry, dropped, whole_tree=True)
+    wanted = None if loadable_variables is None else set(loadable_variables)
+    datasets = {}
+    copies: dict[str, str] = {}
+    with _library_errors(source):
+        from icelite.virtualizarr.parsers.datasets import build_dataset
+
+        for path, node in parsed.walk():
+            names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
+            datasets[path or "/"] = build_dataset(node, _registry(source), names, decode_times)
+            copies |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.reasons.items()}
+    check_unchanged(source, stamp)
+    datasets["/"] = _with_record(datasets["/"], source, stamp, copies)
+    return xr.DataTree.from_dict(datasets)
+
+
+def _parse(
+    url_or_path: str | os.PathLike[str],
+    parser: Any,
+    group: str | None,
+    on_unreferenceable: str,
+    registry: ObjectStoreRegistry[Any] | None,
+    drop_variables: Iterable[str],
+    *,
+    whole_tree: bool = False,
+) -> tuple[SourceFile, SourceStamp, ParsedGroup]:
+    if on_unreferenceable not in ("copy", "raise"):
+        raise InvalidInputError(
+            f"on_unreferenceable must be 'copy' or 'raise', not {on_unreferenceable!r}", ErrorKind.INVALID_ARGUMENT
+        )
+    source = SourceFile.locate(url_or_path, registry=registry)
+    with _library_errors(source):
+        source = replace(source, registry=_registry(source))
+    stamp = source.stamp()
+    parse = _find_parse(source, parser)
+    dropped = frozenset(drop_variables)
+    with _library_errors(source):
+        parsed = parse(source, stamp, (group or "").strip("/"), dropped, whole_tree)
+    parsed = _without(parsed, dropped)
+    if on_unreferenceable == "raise":
+        _refuse_copies(source, parsed)
+    return source, stamp, parsed
+
+
+def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
+    if not isinstance(parser, str):
+        return lambda source, stamp, group, dropped, whole_tree: descend(
+            ParsedGroup.of_store(parser(url=source.url, registry=source.registry)), group, source
+        )
+    form = find_format(source.url, registry=source.registry) if parser == "auto" else format_of_name(parser)
+    if form not in _MODULES:
+        raise InvalidInputError(
+            f"{source.url!r} holds kerchunk references, not data: import it with icelite.kerchunk, or"
+            " `icelite import kerchunk`",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    module = import_module(f"icelite.virtualizarr.parsers.{_MODULES[form]}")
+    return cast("Callable[..., ParsedGroup]", module.parse)
+
+
+def _registry(source: SourceFile) -> ObjectStoreRegistry[Any]:
+    """The caller's object stores, or for a local file one of the whole file system."""
+    from obspec_utils.registry import ObjectStoreRegistry
+    from obstore.store import LocalStore
+
+    if source.path is None and source.registry is not None:
+        return source.registry
+    return ObjectStoreRegistry({"file://": LocalStore()})
+
+
+@contextmanager
+def _library_errors(source: SourceFile) -> Iterator[None]:
+    """Turn whatever a library raises about the file into an error that names it."""
+    try:
+        yield
+    except IceliteError:
+        raise
+    except ImportError as error:
+        module = (error.name or str(error)).partition(" ")[0]
+        package = _PACKAGES.get(module, module.partition(".")[0])
+        raise InvalidInputError(
+            f"reading {source.url!r} needs the package {package!r}, which is not installed: {describe(error)}",
+            ErrorKind.MISSING_PACKAGE,
+        ) from error
+    except Exception as error:  # a library's: whatever it raises, the file cannot be parsed
+        raise source.unreadable(error) from error
+
+
+def _without(parsed: ParsedGroup, dropped: Collection[str]) -> ParsedGroup:
+    parsed = parsed.without(dropped)
+    return replace(parsed, groups={name: _without(below, dropped) for name, below in parsed.groups.items()})
+
+
+def _refuse_copies(source: SourceFile, parsed: ParsedGroup) -> None:
+    found = [
+        f"{f'{path}/{name}'.lstrip('/')!r}: {reason}"
+        for path, node in parsed.walk()
+        for name, reason in node.reasons.items()
+    ]
+    if found:
+        raise InvalidInputError(
+            f"{source.url!r} has {len(found)} variables that cannot be referenced: {'; '.join(found)}; drop them"
+            " (drop_variables=), or pass on_unreferenceable='copy'",
+            ErrorKind.UNREFERENCEABLE_DATA,
+        )
+
+
+def _with_record(dataset: xr.Dataset, source: SourceFile, stamp: SourceStamp, copies: Mapping[str, str]) -> xr.Dataset:
+    dataset.encoding["source"] = source.url
+    # the files of a directory are many, and looked at when they are referenced
+    dataset.encoding["icelite_sources"] = {source.url: stamp} if stamp.size is not None else {}
+    dataset.encoding["icelite_copied"] = dict(copies)
+    return dataset

@@ -1,0 +1,193 @@
+"""What a parser hands over: for each group arrays of references, and variables to copy.
+
+A `ParsedGroup` has arrays of references and variables that are copied, because their chunks cannot be referenced.
+Copied values are read when they are needed, and only if the file is still the one that was parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
+from icelite.types import SourceStamp
+from icelite.virtualizarr.parsers.source import SourceFile, describe
+
+if TYPE_CHECKING:
+    from virtualizarr.manifests import ManifestArray
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A variable that is copied: undecoded, and why its chunks cannot be referenced."""
+
+    variable: xr.Variable
+    reason: str
+
+
+@dataclass(slots=True)
+class ParsedGroup:
+    """One group of a file.
+
+    Attributes
+    ----------
+    arrays
+        References by variable.
+    made
+        Variables that the parser worked out, such as the coordinates of a GeoTIFF's pixels.
+    coordinates
+        Variables that are coordinates though no dimension has their name.
+    partly
+        Why some chunks of an array are copied, by variable.
+    packing
+        ``scale_factor`` and ``add_offset`` by variable, with the types that JSON does not keep.
+    """
+
+    arrays: dict[str, ManifestArray] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    copied: dict[str, Copied] = field(default_factory=dict)
+    made: dict[str, xr.Variable] = field(default_factory=dict)
+    coordinates: tuple[str, ...] = ()
+    groups: dict[str, ParsedGroup] = field(default_factory=dict)
+    partly: dict[str, str] = field(default_factory=dict)
+    packing: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of_store(cls, store: Any) -> ParsedGroup:
+        """What a VirtualiZarr parser returned, a ``ManifestStore``."""
+        return cls._of_manifests(store._group)  # private, and the same from VirtualiZarr 2.5 to 2.8
+
+    @classmethod
+    def _of_manifests(cls, group: Any) -> ParsedGroup:
+        attributes = dict(group.metadata.attributes or {})
+        names = attributes.pop("coordinates", ())
+        return cls(
+            dict(group.arrays),
+            attributes,
+            coordinates=tuple(names.split() if isinstance(names, str) else names),
+            groups={name: cls._of_manifests(below) for name, below in group.groups.items()},
+        )
+
+    def without(self, names: Iterable[str]) -> ParsedGroup:
+        """The same group without these variables."""
+        dropped = set(names)
+        return replace(
+            self,
+            arrays={name: array for name, array in self.arrays.items() if name not in dropped},
+            copied={name: copied for name, copied in self.copied.items() if name not in dropped},
+            made={name: variable for name, variable in self.made.items() if name not in dropped},
+        )
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why values are copied, by variable."""
+        partly = {name: reason for name, reason in self.partly.items() if name in self.arrays}
+        return {name: copied.reason for name, copied in self.copied.items()} | partly
+
+    def walk(self, path: str = "") -> Iterable[tuple[str, ParsedGroup]]:
+        """Yield ``(path, group)`` of this group and all below it."""
+        yield path, self
+        for name, group in self.groups.items():
+            yield from group.walk(f"{path}/{name}".lstrip("/"))
+
+
+class _LazyCopy(BackendArray):
+    """Values that are read from the file when they are needed; pickled by how to read them."""
+
+    def __init__(
+        self,
+        source: SourceFile,
+        stamp: SourceStamp,
+        name: str,
+        read: Callable[..., np.ndarray[Any, Any]],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self._source, self._stamp, self._name, self._read = source, stamp, name, read
+        self.shape, self.dtype = shape, dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._values)
+
+    def _values(self, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+        check_unchanged(self._source, self._stamp)
+        try:
+            return np.asarray(self._read(self._source, self._name, key))
+        except IceliteError:
+            raise
+        except Exception as error:  # a library's: whatever it raises, the file cannot be read
+            raise unreadable_variable(self._source, self._name, error) from error
+
+
+def lazy_copy(
+    source: SourceFile,
+    stamp: SourceStamp,
+    name: str,
+    read: Callable[..., np.ndarray[Any, Any]],
+    dims: Iterable[str],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    attributes: Mapping[str, Any],
+) -> xr.Variable:
+    """A variable whose values ``read(source, name, key)`` gives; a module's function, so that it can be pickled."""
+    values = indexing.LazilyIndexedArray(_LazyCopy(source, stamp, name, read, shape, dtype))
+    # no _FillValue unless the file has one: xarray would add NaN
+    encoding = {} if "_FillValue" in attributes else {"_FillValue": None}
+    return xr.Variable(tuple(dims), values, dict(attributes), encoding, fastpath=True)
+
+
+def check_unchanged(source: SourceFile, stamp: SourceStamp) -> None:
+    """Check that a file is still what it was.
+
+    Raises
+    ------
+    StorageError
+        ``virtual-chunk-modified``, or ``unreadable-source`` when it is gone.
+    """
+    found = source.stamp()
+    if found != stamp:
+        raise StorageError(
+            f"source {source.url!r} changed while it was parsed: first {_describe(stamp)}, now {_describe(found)};"
+            " try again when nobody writes to it",
+            ErrorKind.VIRTUAL_CHUNK_MODIFIED,
+        )
+
+
+def _describe(stamp: SourceStamp) -> str:
+    return f"{stamp.size} bytes, modified at {stamp.modified_at} ns, ETag {stamp.etag}"
+
+
+def unreadable_variable(source: SourceFile, name: str, error: BaseException | str) -> StorageError:
+    """The error for a variable that no installed library can read."""
+    return StorageError(
+        f"variable {name!r} of {source.url!r} cannot be read: {describe(error)}", ErrorKind.UNREADABLE_SOURCE
+    )
+
+
+def descend(parsed: ParsedGroup, group: str, source: SourceFile) -> ParsedGroup:
+    """The group at a path below.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument``.
+    """
+    for name in group.split("/") if group else ():
+        if name not in parsed.groups:
+            raise no_group(source, group, parsed.groups)
+        parsed = parsed.groups[name]
+    return parsed
+
+
+def no_group(source: SourceFile, group: str, present: Iterable[str]) -> InvalidInputError:
+    """The error for a group that is not there."""
+    return InvalidInputError(
+        f"{source.url!r} has no group {group!r}: there is {', '.join(sorted(present)) or 'only the root'}",
+        ErrorKind.INVALID_ARGUMENT,
+    )

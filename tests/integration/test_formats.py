@@ -1,0 +1,472 @@
+"""Every format, from files to values equal to those of its own reader; the results are the table in docs/formats.md.
+
+The test fails when the page does not say what is measured. To write the page anew, run this file with
+ICELITE_WRITE_FORMATS=1, on Python 3.12 or newer and on 3.11: each fills its own columns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from icelite.errors import IceliteError
+from icelite.repository import Repository
+from icelite.virtualizarr import to_icelite
+from icelite.virtualizarr.parsers import find_format, open_virtual, open_virtual_tree
+
+h5py = pytest.importorskip("h5py")
+netCDF4 = pytest.importorskip("netCDF4")
+hdf5plugin = pytest.importorskip("hdf5plugin")
+tifffile = pytest.importorskip("tifffile")
+fits = pytest.importorskip("astropy.io.fits")
+pytest.importorskip("virtual_tiff")
+
+hdf5plugin.register(force=True)  # netCDF4 brings a Blosc filter that h5py cannot write with
+PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+OLD = sys.version_info < (3, 12)
+VALUES = (np.add.outer(np.arange(230) * 7, np.arange(170) * 3) % 60_000).astype("f4")
+RGB = np.stack([VALUES % 255, VALUES % 13, VALUES % 77], axis=-1).astype("u1")
+PAGES = np.stack([VALUES, VALUES + 1]).astype(">u2")
+TILED = {"tile": (64, 64), "compression": "zlib"}
+Expected = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: how to get the file, and what its own reader reads."""
+
+    format: str
+    title: str
+    make: Callable[[Path], Path]
+    read: Callable[[Path], Expected]
+    tree: bool = False
+
+
+# -- real files ------------------------------------------------------------------------------------------------------
+
+
+def of_package(package: str, pattern: str, folder: Path) -> Path:
+    """A copy of the first file that matches in an installed package, beside the catalog."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"the samples of {package} are not installed")
+    found = sorted(Path(spec.submodule_search_locations[0]).rglob(pattern))
+    return Path(shutil.copy(found[0], folder))
+
+
+def of_cfgrib(name: str, folder: Path) -> Path:
+    """A copy of a GRIB file of cfgrib's source distribution, unpacked by scripts/test."""
+    found = sorted(Path(sys.prefix, "samples").rglob(name))
+    if not found:
+        pytest.skip("the samples of cfgrib are not unpacked in the environment's folder samples")
+    return Path(shutil.copy(found[0], folder))
+
+
+# -- files written here ----------------------------------------------------------------------------------------------
+
+
+def write_hdf5(fill: Callable[[Any, Path], None], folder: Path, **options: Any) -> Path:
+    path = folder / "data.h5"
+    with h5py.File(path, "w", **options) as file:
+        fill(file, folder)
+    return path
+
+
+def put(file: Any, name: str, values: Any = VALUES, chunks: tuple[int, ...] | None = (50, 60), **filters: Any) -> Any:
+    return file.create_dataset(name, data=values, chunks=chunks, **filters)
+
+
+def plain_filters(file: Any, _: Path) -> None:
+    put(file, "contiguous", chunks=None)
+    put(file, "deflate", compression="gzip")
+    put(file, "shuffled", compression="gzip", shuffle=True, fletcher32=True)
+    put(file, "checked", fletcher32=True)
+    file["deflate"].attrs["scale_factor"] = np.float32(0.1)
+
+
+def plugin_filters(file: Any, _: Path) -> None:
+    put(file, "zstd", **hdf5plugin.Zstd())
+    put(file, "blosc", **hdf5plugin.Blosc("zstd", 5, 2))
+
+
+def foreign_filters(file: Any, _: Path) -> None:
+    put(file, "lzf", compression="lzf")
+    put(file, "offset", VALUES.astype("i4"), scaleoffset=0)
+    settings = {"bzip2": hdf5plugin.BZip2(), "lz4": hdf5plugin.LZ4(), "bitshuffle": hdf5plugin.Bitshuffle()}
+    for name, filters in settings.items():
+        put(file, name, **filters)
+
+
+def strings(file: Any, _: Path) -> None:
+    file["fixed"] = np.array([b"a", b"bcdef"])
+    file["variable"] = ["x", "", "zzz\u00e9"]
+    file["one"] = "hello"
+    file["fixed"].attrs["_FillValue"] = np.bytes_(b"a")
+
+
+def kinds(file: Any, _: Path) -> None:
+    file["scalar"] = 3.5
+    file.create_dataset("enum", data=np.array([0, 1, 2], "i1"), dtype=h5py.enum_dtype({"A": 0, "B": 1, "C": 2}, "i1"))
+    file["compound"] = np.array([(1, 2.5), (3, 4.5)], dtype=[("a", "i4"), ("b", "f8")])
+    put(file, "big_endian", VALUES.astype(">f4"), compression="gzip")
+    put(file, "half", VALUES[:, :3].astype("f2"), None)
+    put(file, "complex", (VALUES + 1j).astype("c8"))
+    put(file, "bool", VALUES > 100, None)
+    put(file, "integers", np.arange(5), None).attrs["_FillValue"] = np.nan
+
+
+def unlimited(file: Any, _: Path) -> None:
+    rows = np.arange(15.0).reshape(5, 3)
+    file.create_dataset("grown", data=rows, maxshape=(None, 3), chunks=(64, 3))
+    file.create_dataset("packed", data=rows, maxshape=(None, 3), chunks=(64, 3), compression="gzip")
+    file.create_dataset("empty", shape=(0, 3), maxshape=(None, 3), chunks=(4, 3), dtype="i4")
+    file.create_dataset("missing", shape=(7, 3), chunks=(4, 3), dtype="i4", fillvalue=9)
+    file.create_dataset("unwritten", shape=(7, 3), dtype="i4", fillvalue=9)
+
+
+def elsewhere(file: Any, folder: Path) -> None:
+    with h5py.File(folder / "other.h5", "w") as other:
+        other["there"] = np.arange(8)
+    file["link"] = h5py.ExternalLink("other.h5", "there")
+    file.create_dataset("external", data=np.arange(10), external=[(str(folder / "raw.bin"), 0, 80)])
+    layout = h5py.VirtualLayout((8,), "i8")
+    layout[:] = h5py.VirtualSource("other.h5", "there", (8,))
+    file.create_virtual_dataset("virtual", layout)
+
+
+def groups(file: Any, _: Path) -> None:
+    put(file, "top")
+    put(file, "a/b/deep", compression="gzip")
+    put(file, "a/b/lzf", compression="lzf")
+
+
+def lists(file: Any, _: Path) -> None:
+    file.create_dataset("lists", shape=(3,), dtype=h5py.vlen_dtype("i4"))
+
+
+def write_netcdf(folder: Path, form: str = "NETCDF4") -> Path:
+    """An unlimited dimension along which one variable is shorter than the others, and a projection without values."""
+    path = folder / "data.nc"
+    with netCDF4.Dataset(path, "w", format=form) as file:
+        file.createDimension("time", None)
+        file.createDimension("x", 3)
+        file.createVariable("time", "f8", ("time",)).units = "days since 2000-01-01"
+        packed = file.createVariable("packed", "i2", ("time", "x"), fill_value=-1)
+        packed.set_auto_maskandscale(False)
+        packed.scale_factor, packed.add_offset = np.float32(0.01), np.float32(5)
+        packed[:2] = np.arange(6).reshape(2, 3) - 1
+        file.createVariable("crs", "i4").grid_mapping_name = "latitude_longitude"
+        file["time"][:] = [0, 1, 2, 3]
+    return path
+
+
+def write_tiff(folder: Path, values: Any = VALUES, **options: Any) -> Path:
+    tifffile.imwrite(folder / "image.tif", values, **options)
+    return folder / "image.tif"
+
+
+def write_cog(folder: Path) -> Path:
+    path = folder / "cog.tif"
+    with tifffile.TiffWriter(path) as writer:
+        options = {"tile": (64, 64), "compression": "zlib", "predictor": 2}
+        writer.write(VALUES.astype("u2"), subifds=0, **options)
+        writer.write(VALUES[::2, ::2].astype("u2"), subfiletype=1, **options)
+    return path
+
+
+def write_fits(folder: Path, *parts: Any) -> Path:
+    fits.HDUList([fits.PrimaryHDU(), *parts]).writeto(folder / "data.fits")
+    return folder / "data.fits"
+
+
+def write_images(folder: Path) -> Path:
+    scaled = fits.ImageHDU(np.arange(100) * 0.1, name="SCALED")
+    scaled.scale("int16", "minmax")
+    unsigned = fits.ImageHDU(np.arange(60_000, 60_012, dtype="u2"), name="UNSIGNED")
+    cube = fits.ImageHDU(np.arange(24.0).reshape(2, 3, 4), name="CUBE")
+    return write_fits(folder, fits.ImageHDU(VALUES, name="IMAGE"), scaled, unsigned, cube)
+
+
+def write_tables(folder: Path) -> Path:
+    rows = np.array([(1, 2.5, b"ab"), (3, 4.5, b"c")], dtype=[("a", "i4"), ("b", "f8"), ("s", "S3")])
+    return write_fits(folder, fits.BinTableHDU(rows, name="TABLE"), fits.CompImageHDU(VALUES, name="PACKED"))
+
+
+def write_zarr(folder: Path, zarr_format: int, **options: Any) -> Path:
+    path = folder / "data.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    for parent, name in ((group, "top"), (group.create_group("below"), "deep")):
+        names = (
+            {"dimension_names": ("y", "x")} if zarr_format == 3 else {"attributes": {"_ARRAY_DIMENSIONS": ["y", "x"]}}
+        )
+        settings = {"shape": VALUES.shape, "chunks": (50, 60), "dtype": "f4", "fill_value": -1} | names | options
+        parent.create_array(name, **settings)[:100] = VALUES[:100]
+    return path
+
+
+def zipped(method: int, folder: Path) -> Path:
+    store = write_zarr(folder, 3)
+    with zipfile.ZipFile(folder / "data.zarr.zip", "w", method) as archive:
+        for path in sorted(store.rglob("*")):
+            archive.write(path, path.relative_to(store))
+    return folder / "data.zarr.zip"
+
+
+# -- their own readers -----------------------------------------------------------------------------------------------
+
+
+def by_xarray(path: Path) -> Expected:
+    with xr.open_dataset(path) as dataset:
+        return {str(name): variable.values for name, variable in dataset.variables.items()}
+
+
+def by_h5py(path: Path) -> Expected:
+    found: dict[str, Any] = {}
+
+    def visit(name: str) -> None:
+        node = file[name]
+        if isinstance(node, h5py.Dataset):
+            text = h5py.check_string_dtype(node.dtype) and h5py.check_vlen_dtype(node.dtype)
+            found[name] = np.asarray(node.asstr()[()] if text else node[()])
+            if "scale_factor" in node.attrs:
+                found[name] = found[name] * node.attrs["scale_factor"]
+
+    with h5py.File(path) as file:
+        names: list[str] = []
+        file.visit_links(names.append)
+        for name in names:
+            visit(name)
+    return found
+
+
+def by_tifffile(path: Path) -> Expected:
+    with tifffile.TiffFile(path) as tiff:
+        values = tiff.series[0].asarray()
+        if "GDAL_NODATA" in tiff.pages[0].tags:
+            values = np.where(values == tiff.pages[0].nodata, np.float32(np.nan), values.astype("f4"))
+        return {"band_data": values}
+
+
+def by_astropy(path: Path) -> Expected:
+    with fits.open(path, memmap=False) as parts:
+        return {part.name: part.data for part in parts[1:]}
+
+
+def by_zarr(path: Path) -> Expected:
+    store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
+    groups = (("", "top"), ("below", "deep"))
+    opened = {
+        f"{group}/{name}".lstrip("/"): xr.open_zarr(store, group=group, consolidated=False)[name]
+        for group, name in groups
+    }
+    return {name: array.values for name, array in opened.items()}
+
+
+def by_eccodes(path: Path) -> Expected:
+    """What ecCodes reads, recorded: it cannot be installed together with other libraries that these tests use."""
+    return dict(json.loads(Path(__file__).with_name("grib_expected.json").read_text())[path.name])
+
+
+NAM = "NAM forecast, 45 variables on a Lambert grid"
+CMIP6, NEMO = "*historical*20000101-20001231.nc", "nemo_1m_20150101*.nc"
+
+
+def tiff(title: str, **options: Any) -> Sample:
+    return Sample("TIFF", title, partial(write_tiff, **options), by_tifffile)
+
+
+SAMPLES = [
+    Sample("netCDF4", "CMIP6 temperature, one year", partial(of_package, "esmvaltool_sample_data", CMIP6), by_xarray),
+    Sample("netCDF4", "OSTIA sea surface temperature", partial(of_package, "iris_sample_data", "ostia*.nc"), by_xarray),
+    Sample("netCDF4", "NEMO ocean model, one month", partial(of_package, "iris_sample_data", NEMO), by_xarray),
+    Sample("netCDF4", "strings of ECMWF", partial(of_package, "iris_sample_data", "vlstr*.nc"), by_xarray),
+    Sample("netCDF4", "NCEP air temperature, packed", partial(of_package, "hvsampledata", "air*.nc"), by_xarray),
+    Sample("netCDF4", "unlimited dimension, unequal lengths", write_netcdf, by_xarray),
+    Sample("HDF5", "contiguous, deflate, shuffle, Fletcher-32", partial(write_hdf5, plain_filters), by_h5py),
+    Sample("HDF5", "with a userblock", partial(write_hdf5, plain_filters, userblock_size=1024), by_h5py),
+    Sample("HDF5", "Zstandard, Blosc", partial(write_hdf5, plugin_filters), by_h5py),
+    Sample("HDF5", "filters without a Zarr codec", partial(write_hdf5, foreign_filters), by_h5py),
+    Sample("HDF5", "strings", partial(write_hdf5, strings), by_h5py),
+    Sample("HDF5", "scalar, enum, compound, half, complex, bool", partial(write_hdf5, kinds), by_h5py),
+    Sample("HDF5", "unlimited, empty, unwritten", partial(write_hdf5, unlimited), by_h5py),
+    Sample("HDF5", "values in other files", partial(write_hdf5, elsewhere), by_h5py),
+    Sample("HDF5", "groups", partial(write_hdf5, groups), by_h5py, tree=True),
+    Sample("HDF5", "lists of variable length", partial(write_hdf5, lists), by_h5py),
+    Sample("netCDF3", "cubed-sphere mesh (CDF-1)", partial(of_package, "iris_sample_data", "mesh*.nc"), by_xarray),
+    Sample("netCDF3", "space weather (CDF-2)", partial(of_package, "iris_sample_data", "space*.nc"), by_xarray),
+    Sample("netCDF3", "records, packed (CDF-1)", partial(write_netcdf, form="NETCDF3_CLASSIC"), by_xarray),
+    Sample("netCDF3", "records, packed (CDF-5)", partial(write_netcdf, form="NETCDF3_64BIT_DATA"), by_xarray),
+    Sample("GRIB2", NAM, partial(of_cfgrib, "nam.t00z*"), by_eccodes, tree=True),
+    Sample("GRIB2", "polar stereographic grid", partial(of_package, "iris_sample_data", "polar*.grib2"), by_eccodes),
+    Sample("GRIB1", "ERA5 ensemble on levels", partial(of_cfgrib, "era5-levels-members.grib"), by_eccodes),
+    Sample("GRIB1", "Gaussian grid", partial(of_cfgrib, "regular_gg_pl.grib"), by_eccodes),
+    Sample("GRIB1", "missing values", partial(of_cfgrib, "fields_with_missing_values.grib"), by_eccodes),
+    Sample("GRIB1", "reduced Gaussian grid", partial(of_cfgrib, "reduced_gg.grib"), by_eccodes),
+    Sample("GRIB1", "Lambert grid", partial(of_cfgrib, "lambert_grid.grib"), by_eccodes),
+    Sample("GeoTIFF", "Landsat, RGB, uneven strips", partial(of_package, "hvsampledata", "landsat*.tif"), by_tifffile),
+    Sample("COG", "tiles, deflate, predictor 2, overview", write_cog, by_tifffile),
+    tiff("uneven strips", rowsperstrip=50),
+    tiff("uneven strips, deflate", rowsperstrip=50, compression="zlib"),
+    tiff("strips, LZW, predictor 3", rowsperstrip=23, compression="lzw", predictor=3),
+    tiff("tiles, Zstandard", tile=(64, 48), compression="zstd"),
+    tiff("RGB, LZW, predictor 2", values=RGB, photometric="rgb", rowsperstrip=46, compression="lzw", predictor=2),
+    tiff("RGB in planes", values=np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate"),
+    tiff("pages, big-endian BigTIFF", values=PAGES, byteorder=">", bigtiff=True, photometric="minisblack", **TILED),
+    tiff("WebP", values=RGB, photometric="rgb", compression="webp"),
+    tiff("one bit a pixel", values=VALUES > 100),
+    Sample("FITS", "images: plain, scaled, unsigned, cube", write_images, by_astropy),
+    Sample("FITS", "table, compressed image", write_tables, by_astropy),
+    Sample("Zarr", "format 2, Blosc", partial(write_zarr, zarr_format=2), by_zarr, tree=True),
+    Sample("Zarr", "format 3", partial(write_zarr, zarr_format=3), by_zarr, tree=True),
+    Sample("Zarr", "format 3, sharded", partial(write_zarr, zarr_format=3, shards=(100, 120)), by_zarr, tree=True),
+    Sample("Zarr", "in a zip file, stored", partial(zipped, zipfile.ZIP_STORED), by_zarr, tree=True),
+    Sample("Zarr", "in a zip file, compressed", partial(zipped, zipfile.ZIP_DEFLATED), by_zarr, tree=True),
+]
+PARSERS = {
+    "hdf5": "VirtualiZarr `HDFParser`",
+    "netcdf3": "icelite",
+    "grib": "gribberish `GribberishParser`",
+    "tiff": "tifffile",
+    "fits": "astropy",
+    "zarr": "VirtualiZarr `ZarrParser`",
+    "zipped-zarr": "VirtualiZarr `ZippedZarrParser`",
+}
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(sample: Sample, folder: Path) -> tuple[str, str, str]:
+    """Parser, codecs and result of one sample: from the file, through a commit, to what the engine reads."""
+    path = sample.make(folder)
+    parser = PARSERS[find_format(path)]
+    repo = Repository.create(folder / "catalog.icelite")
+    session = repo.writable_session("main")
+    tree = None
+    try:
+        tree = open_virtual_tree(path) if sample.tree else xr.DataTree(open_virtual(path))
+    except IceliteError as error:
+        assert not session.has_uncommitted_changes
+        return parser, "", str(error).replace(path.as_uri(), path.name)
+    to_icelite(tree, session.store)
+    session.commit("sample")
+    with xr.open_datatree(folder / "catalog.icelite", engine="icelite") as opened:
+        differs = differences(opened, sample.read(path))
+    copied = tree.dataset.encoding["icelite_copied"]
+    reasons = "; ".join(
+        f"{reason} ({', '.join(n for n in copied if copied[n] == reason)})" for reason in dict.fromkeys(copied.values())
+    )
+    result = f"differs: {', '.join(differs)}" if differs else "equal"
+    return parser, codecs_of(tree), f"{result}; copied, because {reasons}" if copied else result
+
+
+def codecs_of(tree: xr.DataTree) -> str:
+    from virtualizarr.manifests import ManifestArray
+
+    arrays = [v._data for node in tree.subtree for v in node.variables.values() if isinstance(v._data, ManifestArray)]
+    codecs = [codec.to_dict()["name"] for array in arrays for codec in array.metadata.codecs]
+    return ", ".join(sorted({name.removeprefix("numcodecs.") for name in codecs} - {"bytes"})) or "none"
+
+
+def differences(opened: xr.DataTree, expected: Expected) -> list[str]:
+    if "messages" in expected:
+        return grib_differences(opened, expected)
+    return [name for name, values in expected.items() if not same(opened[name].values, np.asanyarray(values))]
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> bool:
+    if found.shape != expected.shape:
+        return False
+    if expected.dtype.names:
+        return all(same(found[name], expected[name]) for name in expected.dtype.names)
+    if expected.dtype.kind in "fc":
+        return found.dtype == expected.dtype.newbyteorder("=") and np.array_equal(found, expected, equal_nan=True)
+    return bool(np.all(found == expected))
+
+
+def grib_differences(opened: xr.DataTree, expected: Expected) -> list[str]:
+    """Fields of ecCodes that are not found, to one in a million."""
+    fields = list(grib_fields(opened))
+    lost = [field for field in expected["fields"] if not any(is_field(field, *found) for found in fields)]
+    return [f"field {field}" for field in lost] + ["messages"] * (len(fields) != expected["messages"])
+
+
+def grib_fields(opened: xr.DataTree) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    for node in opened.subtree:
+        dataset = node.to_dataset()
+        for variable in dataset.data_vars.values():
+            latitude, longitude = dataset["latitude"].values, dataset["longitude"].values
+            if latitude.ndim == 1:
+                latitude, longitude = np.meshgrid(latitude, longitude, indexing="ij")
+            for field in variable.values.reshape(-1, *variable.shape[-2:]):
+                yield field, latitude, longitude
+
+
+def is_field(expected: Mapping[str, float], field: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> bool:
+    if field.size != expected["size"] or np.isnan(field).sum() != expected["missing"]:
+        return False
+    east = (longitude - expected["longitude"] + 180) % 360 - 180
+    at = np.unravel_index(np.argmin(np.abs(latitude - expected["latitude"]) + np.abs(east)), field.shape)
+    found = [np.nanmean(field), np.nanstd(field), field[at], latitude[at]]
+    wanted = [expected["mean"], expected["std"], expected["value"], expected["latitude"]]
+    return bool(np.allclose(found, wanted, rtol=1e-6, atol=1e-6 * expected["std"]) and abs(east[at]) < 1e-4)
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+HEAD = "| format | file | parser | codecs | result | on Python 3.11 |\n| --- | --- | --- | --- | --- | --- |\n"
+
+
+def read_page() -> dict[tuple[str, str], list[str]]:
+    rows = [line for line in PAGE.read_text().split(HEAD)[-1].splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+    return {(row[0].strip(), row[1]): row[2:] for row in cells if len(row) == 6}
+
+
+def update_page(sample: Sample, measured: tuple[str, str, str]) -> None:
+    rows = read_page()
+    row = rows.get((sample.format, sample.title), ["", "", "", ""])
+    if OLD:
+        row[3] = "the same" if list(measured) == row[:3] else measured[2]
+    else:
+        row[:3] = measured
+    rows[sample.format, sample.title] = row
+    known = [(each.format, each.title) for each in SAMPLES]
+    lines = "".join(f"| {' | '.join([*key, *rows[key]])} |\n" for key in known if key in rows)
+    before, _, after = PAGE.read_text().partition(HEAD)
+    rest = after.split("\n\n", 1)[1] if "\n\n" in after else ""
+    PAGE.write_text(f"{before}{HEAD}{lines}\n{rest}")
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.format}: {sample.title}")
+def test_the_page_says_what_is_measured(sample: Sample, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries, about codecs outside Zarr's specification
+        measured = measure(sample, tmp_path)
+    assert "differs" not in measured[2]
+    if os.environ.get("ICELITE_WRITE_FORMATS"):
+        update_page(sample, measured)
+    row = read_page()[sample.format, sample.title]
+    if OLD:
+        assert row[3] == ("the same" if list(measured) == row[:3] else measured[2])
+    else:
+        assert tuple(row[:3]) == measured
+
+
+def test_every_row_of_the_page_is_measured() -> None:
+    assert list(read_page()) == [(sample.format, sample.title) for sample in SAMPLES]
