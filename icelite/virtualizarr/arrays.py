@@ -19,12 +19,16 @@ from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.store.references import MISSING, SHOWN
 
 # What decoding needs and xarray may have moved from the attributes to the encoding.
 _DECODING_KEYS = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates", "grid_mapping")
 _BLOCK = 65_536  # references turned into Python strings at a time, to bound memory
-_LAST_BYTE = np.uint64(2**63 - 1)
+_LAST_BYTE = 2**63 - 1
 _INLINED = "__inlined__"  # VirtualiZarr's path of a chunk that it holds in memory
+
+
+Column = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +39,44 @@ class References:
     ----------
     grid
         Chunks (or shards) along each dimension.
-    locations, offsets, lengths
-        One item a chunk, bytes; a chunk that is missing or inlined has the location ``''``.
     urls
         The different locations.
+    codes
+        int64, for each chunk the index of its location in ``urls``; `MISSING` where it is missing or inlined.
+    offsets, lengths
+        int64, bytes; without meaning where a chunk is missing.
     inlined
         Grid position to the encoded bytes of a chunk that the manifest holds itself.
     """
 
     grid: tuple[int, ...]
-    locations: list[str]
-    urls: set[str]
-    offsets: np.ndarray[Any, np.dtype[np.uint64]]
-    lengths: np.ndarray[Any, np.dtype[np.uint64]]
+    urls: list[str]
+    codes: Column
+    offsets: Column
+    lengths: Column
     inlined: Mapping[tuple[int, ...], bytes]
+
+    def index(self, at: int) -> tuple[int, ...]:
+        """Grid position of the chunk number ``at``."""
+        return tuple(map(int, np.unravel_index(at, self.grid))) if self.grid else ()
+
+    def missing(self) -> Column:
+        """Whether each chunk is neither a reference nor inlined."""
+        missing: Column = self.codes == MISSING
+        for index in self.inlined:
+            missing[_position(index, self.grid)] = False
+        return missing
+
+    def first_url(self) -> list[str]:
+        """The file that a combined variable has its attributes from, if any."""
+        present = self.codes != MISSING
+        return [self.urls[self.codes[present.argmax()]]] if present.any() else []
+
+    def without(self, position: Column) -> References:
+        """These references but those at the numbers in ``position``."""
+        codes = self.codes.copy()
+        codes[position] = MISSING
+        return dataclasses.replace(self, codes=codes)
 
 
 def is_virtual(variable: xr.Variable) -> bool:
@@ -121,36 +149,46 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+class _Numbers(dict[str, int]):
+    """Numbers the strings that are looked up, in order."""
+
+    def __missing__(self, key: str) -> int:
+        number = self[key] = len(self) - 2
+        return number
+
+
 def read_references(manifest: Any) -> References:
     """The references of a ``ChunkManifest``."""
     grid = tuple(map(int, manifest.shape_chunk_grid))
     columns = [getattr(manifest, name, None) for name in ("_paths", "_offsets", "_lengths")]
     if all(isinstance(column, np.ndarray) for column in columns):
         paths, offsets, lengths = (np.ravel(cast(Any, column)) for column in columns)
+        offsets, lengths = (np.minimum(column, _LAST_BYTE).astype(np.int64) for column in (offsets, lengths))
         inlined = dict(getattr(manifest, "_inlined", {}))
     else:
         paths, offsets, lengths, inlined = _read_entries(manifest, grid)
-    known: dict[str, str] = {"": ""}  # so that there is one string object a file instead of one a chunk
-    locations: list[str] = []
+    known = _Numbers({"": MISSING, _INLINED: MISSING})
+    codes = np.empty(len(paths), np.int64)
     for start in range(0, len(paths), _BLOCK):
         block = paths[start : start + _BLOCK].tolist()
-        locations.extend(map(known.setdefault, block, block))
+        codes[start : start + len(block)] = np.fromiter(map(known.__getitem__, block), np.int64, len(block))
     for index in inlined:
-        locations[_position(index, grid)] = ""
-    return References(grid, locations, known.keys() - {"", _INLINED}, offsets, lengths, inlined)
+        codes[_position(index, grid)] = MISSING
+    return References(grid, list(known)[2:], codes, offsets, lengths, inlined)
 
 
 def _read_entries(manifest: Any, grid: tuple[int, ...]) -> tuple[Any, Any, Any, dict[tuple[int, ...], bytes]]:
     size = int(np.prod(grid, dtype=np.int64))
     paths = np.full(size, "", dtype=object)
-    offsets, lengths = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
+    offsets, lengths = np.zeros(size, np.int64), np.zeros(size, np.int64)
     inlined = {}
     for index, entry in manifest.iter_refs():
         if entry["path"] == _INLINED:
             inlined[index] = bytes(manifest[".".join(map(str, index)) or "c"]["data"])
             continue
         at = _position(index, grid)
-        paths[at], offsets[at], lengths[at] = str(entry["path"]), int(entry["offset"]), int(entry["length"])
+        extent = (min(int(entry[key]), _LAST_BYTE) for key in ("offset", "length"))
+        paths[at], (offsets[at], lengths[at]) = str(entry["path"]), extent
     return paths, offsets, lengths, inlined
 
 
@@ -158,8 +196,10 @@ def _position(index: tuple[int, ...], grid: tuple[int, ...]) -> int:
     return int(np.ravel_multi_index(index, grid)) if grid else 0
 
 
-def check_references(path: str, metadata: ArrayV3Metadata, references: References) -> None:
-    """Check that the references fill the array's chunk grid and that each can be a chunk.
+def check_references(path: str, metadata: ArrayV3Metadata, references: References) -> References:
+    """The references, checked: they fill the array's chunk grid, and each can be a chunk.
+
+    VirtualiZarr gives an array that was never written a manifest with an entry an element; it gets the right grid.
 
     Raises
     ------
@@ -167,18 +207,28 @@ def check_references(path: str, metadata: ArrayV3Metadata, references: Reference
         ``invalid-dataset``, ``zero-length-chunk`` or ``invalid-virtual-ref``.
     """
     expected = tuple(-(-size // chunk) for size, chunk in zip(metadata.shape, chunk_shape(metadata), strict=True))
+    if references.grid != expected and not references.urls and not references.inlined:
+        size = int(np.prod(expected, dtype=np.int64))
+        nothing = np.zeros(size, np.int64)
+        return References(expected, [], nothing + MISSING, nothing, nothing, {})
     if references.grid != expected:
         raise InvalidInputError(
             f"variable {path!r} has a manifest of {references.grid} chunks, but its shape {metadata.shape} in chunks of"
             f" {chunk_shape(metadata)} needs {expected}",
             ErrorKind.INVALID_DATASET,
         )
-    lengths = np.minimum(references.lengths, _LAST_BYTE)
-    for at in np.flatnonzero((lengths == 0) | (references.offsets > _LAST_BYTE - lengths)):
-        if references.locations[at]:
-            index = tuple(map(int, np.unravel_index(at, references.grid))) if references.grid else ()
-            raise InvalidInputError(
-                f"variable {path!r}, chunk {index}: {references.lengths[at]} bytes at {references.offsets[at]} of"
-                f" {references.locations[at]!r} cannot be a chunk; one that is not stored has the location ''",
-                ErrorKind.INVALID_VIRTUAL_REF if lengths[at] else ErrorKind.ZERO_LENGTH_CHUNK,
-            )
+    starts, lengths = references.offsets, references.lengths
+    impossible = (lengths <= 0) | (starts < 0) | (starts > _LAST_BYTE - lengths)
+    bad = np.flatnonzero(impossible & (references.codes != MISSING))
+    if len(bad):
+        faults = [
+            f"chunk {references.index(at)}: {lengths[at]} bytes at {starts[at]} of"
+            f" {references.urls[references.codes[at]]!r}"
+            for at in bad[:SHOWN].tolist()
+        ]
+        raise InvalidInputError(
+            f"variable {path!r} has {len(bad)} references that cannot be chunks; one that is not stored has the"
+            f" location '': {'; '.join(faults)}",
+            ErrorKind.INVALID_VIRTUAL_REF if lengths[bad].all() else ErrorKind.ZERO_LENGTH_CHUNK,
+        )
+    return references

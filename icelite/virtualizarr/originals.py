@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from icelite.types import SourceStamp
     from icelite.virtual import Source, VirtualAccess
 
-    _Stream: TypeAlias = "io.BufferedReader[_SourceFile]"
+    _Stream: TypeAlias = "io.BufferedReader[SourceFile]"
 
 _BLOCK_BYTES = 262_144  # read at a time: HDF5 asks for a few hundred bytes here and there
 _BLOCKS_KEPT = 64
@@ -48,14 +48,14 @@ def read_originals(access: VirtualAccess, url: str, stamp: SourceStamp | None) -
     source = access.open(location, _WHAT)
     if stamp.size is None:
         raise StorageError(f"{url!r} is not there", ErrorKind.VIRTUAL_CHUNK_FETCH)
-    stream: _Stream = io.BufferedReader(_SourceFile(source, stamp.size))
+    stream: _Stream = io.BufferedReader(SourceFile(source, stamp.size))
     try:
         return list((_read_netcdf3 if stream.peek(3)[:3] == b"CDF" else _read_hdf5)(stream))
     except (OSError, RuntimeError, ValueError, LookupError, struct.error):
         return []  # another format, or not one that is whole; what its parser read of it stays as it is
 
 
-class _SourceFile(io.RawIOBase):
+class SourceFile(io.RawIOBase):
     """A source as a file that can be read and sought."""
 
     def __init__(self, source: Source, size: int) -> None:
@@ -68,17 +68,17 @@ class _SourceFile(io.RawIOBase):
         start = number * _BLOCK_BYTES
         return self._source.read(start, min(_BLOCK_BYTES, self._size - start), _WHAT)
 
-    def readable(self) -> bool:
+    def readable(self) -> bool:  # noqa: D102  (as in io, also below)
         return True
 
-    def seekable(self) -> bool:
+    def seekable(self) -> bool:  # noqa: D102
         return True
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int:  # noqa: D102
         if self._at >= self._size:
             return 0
         number, skipped = divmod(self._at, _BLOCK_BYTES)

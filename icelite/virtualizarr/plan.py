@@ -1,7 +1,7 @@
 """What `to_icelite` will write, worked out and checked before the first write.
 
-A plan holds everything as it will be stored, but the values of dask arrays and of variables that are appended to,
-which xarray writes by itself.
+A plan holds everything as it will be stored, but the values of dask arrays and of variables that are written into
+arrays that exist, which xarray writes by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import xarray as xr
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import Buffer
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
@@ -28,81 +28,108 @@ from icelite.virtualizarr.arrays import (
     stored_metadata,
 )
 from icelite.virtualizarr.packing import PACKING_DTYPES
+from icelite.virtualizarr.place import Place, Request, find_place
+from icelite.virtualizarr.rehearsal import UNENCODABLE, rehearse
 from icelite.virtualizarr.sources import Sources
-from icelite.virtualizarr.stored import StoredGroup, check_appendable, check_vacant, find_group, lookup_first_chunk
+from icelite.virtualizarr.stored import StoredGroup, find_stored
 
-_UNENCODABLE = (TypeError, ValueError, NotImplementedError)  # what xarray raises for what it cannot store
 _STORAGE_ENCODING = {"chunks", "preferred_chunks", "shards", "compressors", "compressor", "filters", "serializer"}
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedArray:
-    """One array to write.
+class VirtualArray:
+    """One array of references to write.
 
     Attributes
     ----------
-    values
-        Key below ``path`` to what is stored there: the metadata, and the chunks that are not references.
-    references
-        None for a loadable variable.
+    document
+        Its metadata, as it will be stored; None where it stays as it is.
+    metadata
+        That of the variable, which is smaller than the array where that exists.
     first_chunk
         Grid position where the references begin.
+    exists
+        Whether there is an array, in which chunks that are missing in the variable have to be deleted.
     """
 
     path: str
+    document: ArrayV3Metadata | None
+    metadata: ArrayV3Metadata
+    references: References
+    first_chunk: tuple[int, ...]
+    exists: bool
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions."""
+        return tuple(map(str, self.metadata.dimension_names or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedArray:
+    """One array of values to write: key below ``path`` to what is stored there."""
+
+    path: str
     values: Mapping[str, Buffer]
-    references: References | None = None
-    first_chunk: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedGroup:
-    """One dataset: its arrays, and the loadable variables that xarray writes: dask arrays, and those that grow."""
+    """One dataset: its arrays, and the loadable variables that xarray writes: dask arrays, and into arrays that exist.
+
+    Attributes
+    ----------
+    place
+        Where in the group's arrays.
+    names
+        Of all variables of the dataset.
+    """
 
     path: str
     attributes: dict[str, Any]
-    append_dim: str | None
-    arrays: list[PlannedArray] = field(default_factory=list)
+    place: Place
+    names: frozenset[str]
+    arrays: list[VirtualArray | LoadedArray] = field(default_factory=list)
     lazy: dict[Hashable, xr.Variable] = field(default_factory=dict)
-    appended: dict[Hashable, xr.Variable] = field(default_factory=dict)
+    existing: dict[Hashable, xr.Variable] = field(default_factory=dict)
+
+    def virtual(self) -> list[VirtualArray]:
+        """The arrays of references."""
+        return [array for array in self.arrays if isinstance(array, VirtualArray)]
 
 
-def plan_group(
-    store: IceliteStore, path: str, dataset: xr.Dataset, append_dim: str | None, sources: Sources
-) -> PlannedGroup:
+def plan_group(store: IceliteStore, path: str, dataset: xr.Dataset, request: Request, sources: Sources) -> PlannedGroup:
     """Check one dataset against its sources and what the session holds, and say what to write.
 
     Raises
     ------
-    InvalidInputError, AlreadyExistsError, NodeNotFoundError
+    InvalidInputError, AlreadyExistsError, NodeNotFoundError, StorageError
         As `to_icelite`.
     """
-    stored = find_group(store, path)
     _check_names(path, dataset)
-    if append_dim is None:
-        check_vacant(path, dataset, stored)
-    elif append_dim in dataset.dims:
-        check_appendable(path, dataset, stored, append_dim)
+    stored = find_stored(store, path, request.mode)
+    place = find_place(store, path, dataset, stored, request)
+    dataset = dataset.drop_vars(place.unchanged)
     stored = stored or StoredGroup()
-    arrays: dict[Hashable, PlannedArray] = {}
+    virtual: dict[Hashable, VirtualArray] = {}
     loadable: dict[Hashable, xr.Variable] = {}
-    plan = PlannedGroup(path, _group_attributes(path, dataset, stored), append_dim)
+    plan = PlannedGroup(path, _group_attributes(path, dataset, stored), place, frozenset(map(str, dataset.variables)))
     for name, variable in dataset.variables.items():
         present = stored.arrays.get(str(name))
-        if present is not None and append_dim not in variable.dims:
+        if present is not None and place.append_dim is not None and place.append_dim not in variable.dims:
             continue
         if is_virtual(variable):
-            axis = None if present is None else variable.dims.index(cast(str, append_dim))
-            arrays[name] = _plan_virtual(_join(path, name), variable, present, axis, sources)
+            virtual[name] = _plan_virtual(_join(path, name), variable, present, place, sources)
         elif present is None:
             loadable[name] = _without_storage_encoding(variable)
         else:
-            plan.appended[name] = variable
-    urls = {url: None for array in arrays.values() for url in _first_url(array.references)}
+            plan.existing[name] = variable
+    urls = {url: None for array in virtual.values() for url in array.references.first_url()}
     loadable = {name: _with_dtypes(name, variable, urls, sources) for name, variable in loadable.items()}
-    arrays |= _plan_loadable(path, loadable)
+    arrays: dict[Hashable, VirtualArray | LoadedArray] = {**virtual, **_plan_loadable(path, loadable)}
     plan.lazy.update({name: variable for name, variable in loadable.items() if variable.chunks is not None})
     plan.arrays.extend(arrays[name] for name in dataset.variables if name in arrays and name not in plan.lazy)
+    rehearse(path, plan.existing, stored.arrays, place)
     return plan
 
 
@@ -111,35 +138,20 @@ def _join(path: str, name: Hashable) -> str:
 
 
 def _plan_virtual(
-    path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, axis: int | None, sources: Sources
-) -> PlannedArray:
+    path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, place: Place, sources: Sources
+) -> VirtualArray:
     metadata = stored_metadata(path, variable)
-    references = read_references(variable.data.manifest)
-    check_references(path, metadata, references)
+    references = check_references(path, metadata, read_references(variable.data.manifest))
     sources.admit(references.urls, path)
-    dtypes = sources.find_packing_dtypes(path.rpartition("/")[2], variable, _first_url(references), renamed=True)
-    if dtypes is None and stored is not None:  # unknown; the numbers will be compared
+    dtypes = sources.find_packing_dtypes(path.rpartition("/")[2], variable, references.first_url(), renamed=True)
+    if dtypes is None and stored is not None and not place.replaces_attributes:  # unknown; the numbers are compared
         dtypes = cast(str | None, stored.attributes.get(PACKING_DTYPES))
     if dtypes:
         metadata = metadata.update_attributes({**metadata.attributes, PACKING_DTYPES: dtypes})
-    first = [0] * len(metadata.shape)
-    if stored is not None and axis is not None:
-        first[axis] = lookup_first_chunk(path, metadata, stored, axis)
-        shape = list(stored.shape)
-        shape[axis] += metadata.shape[axis]
-        metadata = stored.update_shape(tuple(shape))
-    prototype = default_buffer_prototype()
-    values = metadata.to_buffer_dict(prototype)
-    for index, data in references.inlined.items():
-        key = metadata.encode_chunk_key(tuple(i + shift for i, shift in zip(index, first, strict=True)))
-        values[key] = prototype.buffer.from_bytes(data)
-    return PlannedArray(path, values, references, tuple(first))
-
-
-def _first_url(references: References | None) -> list[str]:
-    """The file that a combined variable has its attributes from, if any."""
-    locations = references.locations if references is not None else []
-    return [next(filter(None, locations))] if any(locations) else []
+    if stored is None:
+        return VirtualArray(path, metadata, metadata, references, (0,) * len(metadata.shape), exists=False)
+    document, first = place.lookup_chunks(path, metadata, stored)
+    return VirtualArray(path, document, metadata, references, first, exists=True)
 
 
 def _with_dtypes(name: Hashable, variable: xr.Variable, urls: Iterable[str], sources: Sources) -> xr.Variable:
@@ -151,18 +163,18 @@ def _with_dtypes(name: Hashable, variable: xr.Variable, urls: Iterable[str], sou
     return variable
 
 
-def _plan_loadable(path: str, variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, PlannedArray]:
+def _plan_loadable(path: str, variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, LoadedArray]:
     """The arrays of loadable variables, by variable; those of dask arrays only to know that they can be stored."""
     try:
         encoded = _encode(variables)
-    except _UNENCODABLE as error:
+    except UNENCODABLE as error:
         names = [name for name, variable in variables.items() if not _is_encodable(name, variable)] or list(variables)
         raise InvalidInputError(
             f"variable {', '.join(repr(_join(path, name)) for name in names)} cannot be stored: {error}",
             ErrorKind.INVALID_DATASET,
         ) from error
     return {
-        name: PlannedArray(
+        name: LoadedArray(
             _join(path, name),
             {key.removeprefix(f"{name}/"): value for key, value in encoded.items() if key.startswith(f"{name}/")},
         )
@@ -184,7 +196,7 @@ def _encode(variables: Mapping[Hashable, xr.Variable]) -> dict[str, Buffer]:
 def _is_encodable(name: Hashable, variable: xr.Variable) -> bool:
     try:
         _encode({name: variable})
-    except _UNENCODABLE:
+    except UNENCODABLE:
         return False
     return True
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from icelite.errors import InvalidInputError, StorageError
+from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.store.references import SHOWN
+from icelite.types import SourceStamp
 from icelite.virtualizarr.originals import read_originals
 from icelite.virtualizarr.packing import (
     PACKING_DTYPES,
@@ -21,8 +23,52 @@ from icelite.virtualizarr.packing import (
 )
 
 if TYPE_CHECKING:
-    from icelite.types import SourceStamp
     from icelite.virtual import VirtualAccess
+
+
+SOURCES_KEY = "icelite_sources"  # in a dataset's encoding: URL to what it looked like when it was parsed
+
+
+def parsed_stamps(datasets: Iterable[xr.Dataset]) -> dict[str, SourceStamp]:
+    """What icelite's own parsers noted of the files they parsed.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-dataset`` when ``encoding["icelite_sources"]`` is not as they write it.
+    StorageError
+        ``virtual-chunk-modified`` when two parts of the data saw different states of a file.
+    """
+    stamps: dict[str, SourceStamp] = {}
+    for dataset in datasets:
+        noted = dataset.encoding.get(SOURCES_KEY, {})
+        try:
+            found = {str(url): _stamp_of(stamp) for url, stamp in noted.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"encoding {SOURCES_KEY!r} is {noted!r}; expected URL to a SourceStamp or (size, mtime in ns, ETag)",
+                ErrorKind.INVALID_DATASET,
+            ) from error
+        changed = [url for url, stamp in found.items() if stamps.get(url, stamp) != stamp]
+        if changed:
+            raise _changed(changed, "while its parts were parsed")
+        stamps |= found
+    return stamps
+
+
+def _stamp_of(noted: Any) -> SourceStamp:
+    if isinstance(noted, SourceStamp):
+        return noted
+    size, modified_at, etag = noted
+    return SourceStamp(size=size, modified_at=modified_at, etag=etag)
+
+
+def _changed(urls: list[str], when: str) -> StorageError:
+    return StorageError(
+        f"{len(urls)} files changed {when}, so their references may be wrong: {', '.join(urls[:SHOWN])};"
+        " open them again; nothing was written",
+        ErrorKind.VIRTUAL_CHUNK_MODIFIED,
+    )
 
 
 @dataclass(slots=True)
@@ -33,6 +79,10 @@ class Sources:
     ----------
     last_updated_at
         Given instead of stamps: no source may be modified after it.
+    parsed
+        What files looked like when they were parsed, as far as that is known.
+    stamps
+        What is recorded of each file: as it was parsed, or as it is now.
     unread
         Why a file could not be asked for the types of packing attributes, by URL.
     """
@@ -40,28 +90,79 @@ class Sources:
     access: VirtualAccess
     validate_containers: bool
     last_updated_at: datetime | None
+    parsed: Mapping[str, SourceStamp] = field(default_factory=dict)
     stamps: dict[str, SourceStamp] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     _admitted: set[str] = field(default_factory=set)
+    _local: set[str] = field(default_factory=set)
     _originals: dict[str, list[Named]] = field(default_factory=dict)
 
-    def admit(self, urls: set[str], path: str) -> None:
+    def admit(self, urls: Iterable[str], path: str) -> None:
         """Check the files that the array at ``path`` names.
 
         Raises
         ------
         InvalidInputError
-            As `VirtualAccess.locate` and `VirtualAccess.stamps`, naming the array too.
+            As `VirtualAccess.locate` and `VirtualAccess.stamps`, naming the array and every file that cannot be
+            referenced.
+        StorageError
+            ``virtual-chunk-modified`` for files that changed since they were parsed.
         """
-        new = sorted(urls - self._admitted)
+        new = sorted(set(urls) - self._admitted)
+        faults: list[InvalidInputError] = []
+        for url in new:
+            try:
+                location = self.access.locate(url, validate_container=self.validate_containers)
+                if self.access.is_local(location):
+                    self._local.add(url)
+            except InvalidInputError as error:
+                faults.append(error)
+        if faults:
+            shown = "; ".join(error.message for error in faults[:SHOWN])
+            count = f"{len(faults)} files cannot be referenced: " if len(faults) > 1 else ""
+            raise InvalidInputError(f"variable {path!r}: {count}{shown}", faults[0].kind)
+        if self.last_updated_at is None:
+            self._stamp(new, path)
+        self._admitted.update(new)
+
+    def _stamp(self, urls: list[str], path: str) -> None:
         try:
-            for url in new:
-                self.access.locate(url, validate_container=self.validate_containers)
-            if self.last_updated_at is None:
-                self.stamps.update(self.access.stamps(new))
+            self.stamps.update(self.access.stamps(urls))
         except InvalidInputError as error:
             raise InvalidInputError(f"variable {path!r}: {error.message}", error.kind) from error
-        self._admitted.update(new)
+        parsed = {url: self.parsed[url] for url in urls if url in self.parsed}
+        changed = [url for url, stamp in parsed.items() if not self._agree(url, stamp)]
+        if changed:
+            raise _changed(changed, "since they were parsed")
+        for url, stamp in parsed.items():
+            known = {key: value for key, value in asdict(stamp).items() if value is not None}
+            self.stamps[url] = replace(self.stamps[url], **known)
+
+    def _agree(self, url: str, parsed: SourceStamp) -> bool:
+        """Whether a file still looks as it did; one on S3 that may not be asked is taken to."""
+        now = self.stamps[url]
+        if url in self._local and now.size is None:  # it is not there any more
+            return parsed.size is None
+        pairs = zip(astuple(now), astuple(parsed), strict=True)
+        return all(found is None or known is None or found == known for found, known in pairs)
+
+    def is_local(self, url: str) -> bool:
+        """Whether an admitted file is on this machine."""
+        return url in self._local
+
+    def check_unchanged(self, urls: Iterable[str]) -> None:
+        """Check that local files, from which values were read, look as they did before.
+
+        Raises
+        ------
+        StorageError
+            ``virtual-chunk-modified``.
+        """
+        read = [url for url in urls if url in self._local and url in self.stamps]
+        now = self.access.stamps(read)
+        changed = [url for url in read if now[url] != self.stamps[url]]
+        if changed:
+            raise _changed(changed, "while they were read")
 
     def find_packing_dtypes(
         self, name: str, variable: xr.Variable, urls: Iterable[str], *, renamed: bool

@@ -7,7 +7,7 @@ An append begins on a chunk border, because a reference cannot be joined to a ch
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,21 +73,55 @@ def find_group(store: IceliteStore, path: str) -> StoredGroup | None:
     )
 
 
-def check_vacant(path: str, dataset: xr.Dataset, stored: StoredGroup | None) -> None:
+def find_stored(store: IceliteStore, path: str, mode: str | None) -> StoredGroup | None:
+    """`find_group`, as a mode sees it: ``"w"`` sees nothing, for it deletes what is there.
+
+    Raises
+    ------
+    AlreadyExistsError, InvalidInputError
+        As `find_group`; ``node-already-exists`` also when there is a group and the mode is ``"w-"``.
+    """
+    if mode == "w":
+        return None
+    stored = find_group(store, path)
+    if stored is not None and mode == "w-":
+        raise AlreadyExistsError(
+            f"group {path!r} exists: choose another group=, or mode='w' to replace it, mode='a' to add to it",
+            ErrorKind.NODE_ALREADY_EXISTS,
+        )
+    return stored
+
+
+def check_vacant(path: str, stored: StoredGroup | None) -> None:
     """Check that a new dataset may be written into the group.
 
     Raises
     ------
     AlreadyExistsError
-        ``node-already-exists``: it holds arrays, or a group with a variable's name.
+        ``node-already-exists``: it holds arrays.
     """
     if stored is None:
         return
-    taken = sorted(stored.arrays) or sorted(stored.groups & set(map(str, dataset.variables)))
+    if stored.arrays:
+        raise AlreadyExistsError(
+            f"group {path!r} already holds {', '.join(sorted(stored.arrays))}: pass append_dim= to append to it,"
+            " mode='a' to add to it, mode='w' to replace it, or choose another group=",
+            ErrorKind.NODE_ALREADY_EXISTS,
+        )
+
+
+def check_no_groups(path: str, dataset: xr.Dataset, stored: StoredGroup) -> None:
+    """Check that no variable has the name of a group in its group.
+
+    Raises
+    ------
+    AlreadyExistsError
+        ``node-already-exists``.
+    """
+    taken = sorted(stored.groups & set(map(str, dataset.variables)))
     if taken:
         raise AlreadyExistsError(
-            f"group {path!r} already holds {', '.join(taken)}: pass append_dim= to append to it,"
-            " choose another group=, or delete it first",
+            f"group {path!r} already holds the groups {', '.join(taken)}: rename the variables, or choose another one",
             ErrorKind.NODE_ALREADY_EXISTS,
         )
 
@@ -124,39 +158,72 @@ def check_appendable(path: str, dataset: xr.Dataset, stored: StoredGroup | None,
             " before appending",
             ErrorKind.INVALID_DATASET,
         )
-    _check_sizes(arrays, dataset, append_dim)
+    check_sizes(arrays, dataset, append_dim)
 
 
-def _check_sizes(arrays: Mapping[str, ArrayV3Metadata], dataset: xr.Dataset, append_dim: str) -> None:
-    for name, array in arrays.items():
-        for dim, size in zip(array.dimension_names or (), array.shape, strict=False):
-            if dim != append_dim and dim in dataset.sizes and dataset.sizes[dim] != size:
-                raise InvalidInputError(
-                    f"the stored variable {name!r} has length {size} along {dim!r}, the dataset to append has"
-                    f" {dataset.sizes[dim]}: only {append_dim!r} may grow",
-                    ErrorKind.INVALID_DATASET,
-                )
-
-
-def lookup_first_chunk(path: str, metadata: ArrayV3Metadata, stored: ArrayV3Metadata, axis: int) -> int:
-    """Index of the first new chunk along ``axis``, after checking that old and new chunks read alike.
+def check_sizes(arrays: Mapping[str, ArrayV3Metadata], dataset: xr.Dataset, *but: Hashable) -> None:
+    """Check that stored arrays and a dataset agree on the length of every dimension ``but`` these.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-dataset``, naming what differs, or a last chunk that is partly filled.
+        ``invalid-dataset``.
     """
-    layouts, attributes = (stored.to_dict(), metadata.to_dict()), (stored.attributes, metadata.attributes)
+    for name, array in arrays.items():
+        for dim, size in zip(array.dimension_names or (), array.shape, strict=False):
+            if dim not in but and dim in dataset.sizes and dataset.sizes[dim] != size:
+                only = f"only {', '.join(map(repr, but))} may differ" if but else "they must be equal"
+                raise InvalidInputError(
+                    f"the stored variable {name!r} has length {size} along {dim!r}, the dataset has"
+                    f" {dataset.sizes[dim]}: {only}",
+                    ErrorKind.INVALID_DATASET,
+                )
+
+
+def check_alike(path: str, metadata: ArrayV3Metadata, stored: ArrayV3Metadata) -> None:
+    """Check that new chunks read like those of the stored array beside which they will be.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-dataset``, naming what differs.
+    """
+    check_layout(path, metadata, stored)
+    attributes = (stored.attributes, metadata.attributes)
     in_time = any(" since " in str(found.get("units")) for found in attributes)
-    meanings = (*_MEANING_KEYS, "units", "calendar") if in_time else _MEANING_KEYS
-    for key, (old, new) in [*((key, layouts) for key in _LAYOUT_KEYS), *((key, attributes) for key in meanings)]:
-        expected, found = old.get(key), new.get(key)
+    _check_equal(path, (*_MEANING_KEYS, "units", "calendar") if in_time else _MEANING_KEYS, *attributes)
+
+
+def check_layout(path: str, metadata: ArrayV3Metadata, stored: ArrayV3Metadata, also: tuple[str, ...] = ()) -> None:
+    """Check that two arrays agree in type, dimensions, chunks, codecs and fill value, and in ``also``.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-dataset``, naming what differs.
+    """
+    _check_equal(path, (*_LAYOUT_KEYS, *also), stored.to_dict(), metadata.to_dict())
+
+
+def _check_equal(path: str, keys: tuple[str, ...], stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for key in keys:
+        expected, found = stored.get(key), new.get(key)
         if json.dumps(expected) != json.dumps(found):  # as text, because NaN differs from itself
             raise InvalidInputError(
-                f"variable {path!r} cannot be appended: its {key} is {found}, the stored array's is {expected};"
-                " write it to another group, or load it (loadable_variables=) so that it is rewritten",
+                f"variable {path!r} cannot be written into the stored array: its {key} is {found}, the stored array's"
+                f" is {expected}; write it to another group, or load it (loadable_variables=) so that it is rewritten",
                 ErrorKind.INVALID_DATASET,
             )
+
+
+def lookup_first_chunk(path: str, stored: ArrayV3Metadata, axis: int) -> int:
+    """Index of the first new chunk along ``axis`` of an array that grows.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-dataset``: the last chunk is partly filled.
+    """
     length, chunk = stored.shape[axis], chunk_shape(stored)[axis]
     if length % chunk:
         raise InvalidInputError(

@@ -1,25 +1,60 @@
 """`to_icelite` and the accessors ``ds.icelite`` and ``tree.icelite``: a virtual dataset written into a store.
 
-Everything is checked before the first write, so bad input leaves the session as it was.
+Everything is checked, and what must be copied is read, before the first write: bad input leaves the session as it was.
 Loadable variables are written as real chunks by xarray, in the store's own chunks and codecs, not their source's.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 import zarr
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
-from icelite.errors import ErrorKind, InvalidInputError, ReadOnlyError
 from icelite.keys import check_path
 from icelite.store import IceliteStore
-from icelite.virtualizarr.plan import PlannedArray, PlannedGroup, plan_group
-from icelite.virtualizarr.sources import Sources
+from icelite.store.references import MISSING, CodedUrls
+from icelite.types import chunk_name
+from icelite.virtualizarr.arguments import check_arguments
+from icelite.virtualizarr.copies import Copier, Copies
+from icelite.virtualizarr.place import Mode, Region, Request
+from icelite.virtualizarr.plan import PlannedGroup, VirtualArray, plan_group
+from icelite.virtualizarr.sources import Sources, parsed_stamps
+from icelite.virtualizarr.stored import find_group
+
+_LOOKED_UP = 10_000  # missing chunks: more are found faster by listing the array's
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSummary:
+    """What one call of `to_icelite` wrote.
+
+    Attributes
+    ----------
+    references
+        Chunks that are references to files.
+    inlined
+        Chunks whose bytes the manifests held.
+    copied
+        Path of an array to the number of its chunks that cannot be referenced, and were copied.
+    loaded
+        Paths of the arrays that were written from values.
+    unchecked
+        URL of a file to the reason why it was not searched for chunks that cannot be referenced.
+    """
+
+    references: int
+    inlined: int
+    copied: Mapping[str, int]
+    loaded: Sequence[str]
+    unchecked: Mapping[str, str]
 
 
 def to_icelite(
@@ -27,15 +62,25 @@ def to_icelite(
     store: IceliteStore,
     *,
     group: str | None = None,
+    mode: Mode | None = None,
     append_dim: str | None = None,
+    region: Region | None = None,
     validate_containers: bool = True,
     last_updated_at: datetime | None = None,
-) -> None:
+    on_unreferenceable: Literal["copy", "raise"] = "copy",
+    write_inherited_coords: bool = False,
+) -> WriteSummary:
     """Write a virtual dataset into the store of a writable session; commit the session afterwards.
 
     Variables that wrap a ``ManifestArray`` become arrays of virtual references; others are written as real
-    chunks. What each source looks like now (size, modification time, ETag) is recorded with its references, for
-    objects on S3 if they may be read; a source that changes afterwards is an error when it is read.
+    chunks. What each source looked like (size, modification time, ETag) is recorded with its references: when it was
+    parsed, if ``vds.encoding["icelite_sources"]`` says so, else now, for objects on S3 if they may be read; a source
+    that changes afterwards is an error when it is read.
+
+    Chunks of HDF5 files that a reference would misread are copied: those that HDF5 stored without some of their
+    filters, and datasets whose data are in other files (external storage, virtual datasets), which parsers hand on
+    as if nothing were there. Local files are opened once each to find them (h5py), remote ones only if their
+    references leave room for such chunks and they may be read.
 
     Packed values are decoded to the type of ``scale_factor`` and ``add_offset`` in their file, often `float32`. JSON
     has no such types and VirtualiZarr drops them, so they are read from the header of the first file that a variable
@@ -50,40 +95,70 @@ def to_icelite(
     store
         ``session.store`` of a writable session.
     group
-        Path of the group to write; the root by default. It must not hold arrays yet, unless ``append_dim``.
+        Path of the group to write; the root by default.
+    mode
+        ``None``: the group must not hold arrays yet. ``"w-"``: it must not exist. ``"w"``: it is deleted first, with
+        all below it. ``"a"``: arrays in it are kept; one that has a variable's name must have the same shape, type,
+        chunks and codecs, and is written over.
     append_dim
         Append along this dimension to the arrays that the group holds. Variables without it that are stored
-        already are left as they are. The stored length must be a whole number of chunks.
+        already are left as they are. The stored length of virtual variables must be a whole number of chunks.
+    region
+        Write into this part of the arrays that the group holds: dimension to a slice, half-open in elements and as
+        long as the data, or to ``"auto"``, which finds the coordinate's values among those stored; ``"auto"`` alone
+        does so for every dimension. Virtual variables begin and end on borders of chunks, or at the array's end.
+        Attributes and coordinates stay; coordinates of the data must equal them. What the data have no chunk for
+        becomes missing.
     validate_containers
         Whether every location must be one that the repository declares.
     last_updated_at
         The sources must not be modified after this time, which has a time zone; it replaces their recorded
         size and modification time.
+    on_unreferenceable
+        ``"raise"`` refuses what would be copied, with a list.
+    write_inherited_coords
+        Whether a tree's nodes repeat the coordinates they inherit.
+
+    Returns
+    -------
+    WriteSummary
+        What was written, counted.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-argument``, ``invalid-dataset``, ``bad-metadata``, ``invalid-path``, ``zero-length-chunk``, or as
-        `IceliteStore.set_virtual_refs_arr` for a location that cannot be referenced. Nothing was written.
+        ``invalid-argument``, ``invalid-dataset``, ``bad-metadata``, ``invalid-path``, ``zero-length-chunk``,
+        ``invalid-virtual-ref`` or as `IceliteStore.set_virtual_refs_arr` for what cannot be referenced (nor copied),
+        with a list. Nothing was written.
     AlreadyExistsError
-        ``node-already-exists``: the group holds arrays and ``append_dim`` is not given.
+        ``node-already-exists``: the group holds arrays and none of ``mode``, ``append_dim``, ``region`` allows that.
     NodeNotFoundError
-        ``node-not-found``: there is no group, or no array of that name, to append to.
+        ``node-not-found``: there is no group, or no array of that name, to write to.
+    StorageError
+        ``virtual-chunk-modified``: a source changed since it was parsed. Nothing was written.
     ReadOnlyError
         ``read-only-store``.
     """
-    _check_arguments(vds, store, group, append_dim, last_updated_at)
-    sources = Sources(store.session.access, validate_containers, last_updated_at)
-    datasets = _datasets(vds, check_path(group or ""))
-    plans = [plan_group(store, path, dataset, append_dim, sources) for path, dataset in datasets]
+    request = Request(mode, append_dim, region)
+    check_arguments(vds, store, group, request, last_updated_at, on_unreferenceable)
+    top = check_path(group or "")
+    if mode == "w" and top:
+        find_group(store, top.rpartition("/")[0])  # what is above stays, and must be groups
+    datasets = list(_datasets(vds, top, write_inherited_coords))
+    parsed = parsed_stamps(dataset for _, dataset in datasets)
+    sources = Sources(store.session.access, validate_containers, last_updated_at, parsed)
+    plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
+    copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
+    copier.run()
     for url, problem in sources.unread.items():
         warnings.warn(f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2)
+    if mode == "w":
+        sync(store.delete_dir(top))
     for plan in plans:
-        _write_loadable(store, plan)
-        for array in plan.arrays:
-            _write_array(store, array, sources)
-        # last: xarray's to_zarr replaces the attributes of the group it writes to
-        zarr.open_group(store, path=plan.path, mode="r+", use_consolidated=False).update_attributes(plan.attributes)
+        _write_group(store, plan, copier.copies, sources)
+    summary = _summarise(plans, copier)
+    copier.copies.close()
+    return summary
 
 
 @xr.register_dataset_accessor("icelite")  # type: ignore[no-untyped-call]
@@ -99,92 +174,117 @@ class IceliteAccessor:
         store: IceliteStore,
         *,
         group: str | None = None,
+        mode: Mode | None = None,
         append_dim: str | None = None,
+        region: Region | None = None,
         validate_containers: bool = True,
         last_updated_at: datetime | None = None,
-    ) -> None:
+        on_unreferenceable: Literal["copy", "raise"] = "copy",
+        write_inherited_coords: bool = False,
+    ) -> WriteSummary:
         """Write this virtual dataset or tree into a store; see `icelite.virtualizarr.to_icelite`."""
-        to_icelite(
+        return to_icelite(
             self._data,
             store,
             group=group,
+            mode=mode,
             append_dim=append_dim,
+            region=region,
             validate_containers=validate_containers,
             last_updated_at=last_updated_at,
+            on_unreferenceable=on_unreferenceable,
+            write_inherited_coords=write_inherited_coords,
         )
 
 
-def _check_arguments(
-    vds: object, store: object, group: object, append_dim: str | None, last_updated_at: object
-) -> None:
-    if not isinstance(vds, xr.Dataset | xr.DataTree):
-        raise InvalidInputError(
-            f"to_icelite writes an xarray Dataset or DataTree, not {type(vds).__name__}", ErrorKind.INVALID_ARGUMENT
-        )
-    if not isinstance(store, IceliteStore):
-        raise InvalidInputError(
-            f"to_icelite writes to an IceliteStore, not {type(store).__name__}: pass session.store",
-            ErrorKind.INVALID_ARGUMENT,
-        )
-    if store.read_only:
-        raise ReadOnlyError(
-            f"{store} is read-only: write to the store of repo.writable_session(branch)", ErrorKind.READ_ONLY_STORE
-        )
-    if group is not None and not isinstance(group, str):
-        raise InvalidInputError(f"group must be a path, not {group!r}", ErrorKind.INVALID_ARGUMENT)
-    if last_updated_at is not None and (not isinstance(last_updated_at, datetime) or last_updated_at.tzinfo is None):
-        raise InvalidInputError(
-            f"last_updated_at must be a datetime with a time zone, not {last_updated_at!r}", ErrorKind.INVALID_ARGUMENT
-        )
-    nodes = [vds] if isinstance(vds, xr.Dataset) else vds.subtree
-    if append_dim is not None and not any(append_dim in node.dims for node in nodes):
-        raise InvalidInputError(
-            f"append_dim {append_dim!r} is not a dimension of the dataset, which has {sorted(map(str, vds.dims))}",
-            ErrorKind.INVALID_ARGUMENT,
-        )
-
-
-def _datasets(vds: xr.Dataset | xr.DataTree, group: str) -> Iterator[tuple[str, xr.Dataset]]:
-    """Yield ``(group path, dataset)``; a tree's nodes from the top, without what they inherit inside it."""
+def _datasets(vds: xr.Dataset | xr.DataTree, group: str, inherited: bool) -> Iterator[tuple[str, xr.Dataset]]:
+    """Yield ``(group path, dataset)``; a tree's nodes from the top, what they inherit inside it if wanted."""
     if isinstance(vds, xr.Dataset):
         yield group, vds
         return
     for node in vds.subtree:
         below = "" if node is vds else node.relative_to(vds)
-        yield f"{group}/{below}".strip("/"), node.to_dataset(inherit=node is vds)
+        yield f"{group}/{below}".strip("/"), node.to_dataset(inherit=inherited or node is vds)
 
 
-def _write_loadable(store: IceliteStore, plan: PlannedGroup) -> None:
-    """Create the group and write the variables that xarray writes by itself."""
+def _write_group(store: IceliteStore, plan: PlannedGroup, copies: Copies, sources: Sources) -> None:
+    """Create the group, let xarray write what it writes by itself, write the arrays."""
+    options: dict[str, Any] = {"group": plan.path or None, "zarr_format": 3, "consolidated": False}
     zarr.open_group(store, path=plan.path, mode="a", zarr_format=3, use_consolidated=False)
-    for variables, along in ((plan.lazy, None), (plan.appended, plan.append_dim)):
-        if variables:
-            xr.Dataset(variables).to_zarr(
-                store,
-                group=plan.path or None,
-                mode="a" if along is None else None,  # with append_dim xarray chooses the mode
-                append_dim=along,
-                zarr_format=3,
-                consolidated=False,
-            )
+    if plan.lazy:
+        xr.Dataset(plan.lazy).to_zarr(store, mode="a", **options)
+    for name, variable in plan.existing.items():
+        xr.Dataset({name: variable}).to_zarr(store, **options, **plan.place.xarray_options(variable))
+    for array in plan.arrays:
+        if isinstance(array, VirtualArray):
+            _write_references(store, array, copies, sources)
+        else:
+            sync(_set_values(store, array.path, array.values.items()))
+    if plan.place.region is None:
+        # last: xarray's to_zarr replaces the attributes of the group it writes to
+        group = zarr.open_group(store, path=plan.path, mode="r+", use_consolidated=False)
+        group.update_attributes(plan.attributes)
 
 
-def _write_array(store: IceliteStore, array: PlannedArray, sources: Sources) -> None:
-    sync(_set_values(store, array.path, array.values))
-    if array.references is not None and array.references.urls:
+def _write_references(store: IceliteStore, array: VirtualArray, copies: Copies, sources: Sources) -> None:
+    prototype = default_buffer_prototype()
+    references = array.references
+    if array.document is not None:
+        sync(_set_values(store, array.path, array.document.to_buffer_dict(prototype).items()))
+    if references.urls:
         store.set_virtual_refs_arr(
             array.path,
-            array.references.grid,
-            array.references.locations,
-            array.references.offsets,
-            array.references.lengths,
+            references.grid,
+            CodedUrls(references.urls, references.codes),
+            references.offsets,
+            references.lengths,
             validate_containers=sources.validate_containers,
             arr_offset=array.first_chunk if any(array.first_chunk) else None,
             checksum=sources.last_updated_at,
             stamps=sources.stamps if sources.last_updated_at is None else None,
         )
+    if array.exists:
+        _delete_missing(store, array)
+    buffers = (
+        (array.metadata.encode_chunk_key(_shifted(index, array)), prototype.buffer.from_bytes(data))
+        for chunks in (references.inlined.items(), copies.chunks(array.path))
+        for index, data in chunks
+    )
+    sync(_set_values(store, array.path, buffers))
 
 
-async def _set_values(store: IceliteStore, path: str, values: Mapping[str, Buffer]) -> None:
-    for name, value in values.items():
+def _delete_missing(store: IceliteStore, array: VirtualArray) -> None:
+    """Delete the chunks of the array that the variable lacks, so that they read as fill values there too."""
+    numbers = np.flatnonzero(array.references.missing())
+    if len(numbers) == 0:
+        return
+    positions = np.stack(np.unravel_index(numbers, array.references.grid or (1,)), axis=1)
+    first = array.first_chunk
+    missing = [chunk_name(place) for place in (positions[:, : len(first)] + np.array(first, np.int64)).tolist()]
+    changes = store.session.changes
+    node_id = changes.lookup_array(array.path)[0].node.node_id
+    if len(missing) > _LOOKED_UP:
+        missing = list({chunk for chunk, _ in changes.chunk_sizes(node_id)}.intersection(missing))
+    changes.delete_chunks(node_id, missing)
+
+
+def _shifted(index: tuple[int, ...], array: VirtualArray) -> tuple[int, ...]:
+    return tuple(at + first for at, first in zip(index, array.first_chunk, strict=True))
+
+
+async def _set_values(store: IceliteStore, path: str, values: Iterable[tuple[str, Buffer]]) -> None:
+    for name, value in values:
         await store.set(f"{path}/{name}", value)
+
+
+def _summarise(plans: Sequence[PlannedGroup], copier: Copier) -> WriteSummary:
+    virtual = [array.references for plan in plans for array in plan.virtual()]
+    loaded = [array.path for plan in plans for array in plan.arrays if not isinstance(array, VirtualArray)]
+    by_xarray = [f"{plan.path}/{name}".lstrip("/") for plan in plans for name in (*plan.lazy, *plan.existing)]
+    return WriteSummary(
+        references=sum(int((references.codes != MISSING).sum()) for references in virtual),
+        inlined=sum(len(references.inlined) for references in virtual),
+        copied=copier.copies.counts(),
+        loaded=[*loaded, *by_xarray],
+        unchecked=copier.unchecked,
+    )

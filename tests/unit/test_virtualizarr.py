@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import icelite.virtualizarr
 from icelite.errors import (
@@ -26,7 +29,7 @@ from icelite.errors import (
 from icelite.repository import Repository
 from icelite.session import Session
 from icelite.types import SourceStamp
-from icelite.virtualizarr import arrays, sources, to_icelite
+from icelite.virtualizarr import arrays, sources, to_icelite, writer
 
 manifests = pytest.importorskip("virtualizarr.manifests")
 create_v3_array_metadata = pytest.importorskip("virtualizarr.manifests.utils").create_v3_array_metadata
@@ -265,19 +268,22 @@ class TestWrite:
             __getitem__ = staticmethod(variable.data.manifest.__getitem__)
 
         fast, slow = arrays.read_references(variable.data.manifest), arrays.read_references(Public())
-        assert (fast.grid, fast.locations, fast.urls, fast.inlined) == (
+        assert (fast.grid, fast.codes.tolist(), fast.urls, fast.inlined) == (
             slow.grid,
-            slow.locations,
+            slow.codes.tolist(),
             slow.urls,
             slow.inlined,
         )
-        present = [i for i, location in enumerate(fast.locations) if location]
+        present = fast.codes >= 0
+        assert present.sum() == len(present) - 1 - len(inlined)
         assert fast.offsets[present].tolist() == slow.offsets[present].tolist()
         assert fast.lengths[present].tolist() == slow.lengths[present].tolist()
 
-    def test_locations_share_one_string_a_file(self, tmp_path: Path) -> None:
-        variable = virtual(tmp_path / "a", ("x",), np.arange(10), (1,))
-        assert len({id(location) for location in arrays.read_references(variable.data.manifest).locations}) == 1
+    def test_a_location_is_kept_once_a_file(self, tmp_path: Path) -> None:
+        variable = virtual(tmp_path / "a", ("x",), np.arange(10), (1,), missing=((3,),))
+        found = arrays.read_references(variable.data.manifest)
+        assert found.urls == [(tmp_path / "a").as_uri()]
+        assert found.codes.tolist() == [0, 0, 0, -1, 0, 0, 0, 0, 0, 0]
 
 
 class TestSources:
@@ -397,7 +403,8 @@ class TestRefusals:
         array.manifest._lengths[2] = 0
         error = refusal(InvalidInputError, session, xr.Dataset({"v": ("x", array)}))
         assert error.kind == ErrorKind.ZERO_LENGTH_CHUNK
-        assert "variable 'v', chunk (2,)" in str(error)
+        assert "variable 'v' has 1 references that cannot be chunks" in str(error)
+        assert "chunk (2,): 0 bytes" in str(error)
 
     def test_a_group_that_holds_arrays(self, session: Session, tmp_path: Path) -> None:
         to_icelite(series(tmp_path / "a", 0, 4), session.store)
@@ -563,6 +570,384 @@ class TestAppend:
         zarr.open_array(session.store, path="time", mode="r+").resize((5,))
         error = refusal(InvalidInputError, session, series(tmp_path / "a", 2, 4), append_dim="time")
         assert "[2, 5]" in str(error)
+
+    def test_a_missing_chunk_is_deleted_where_another_was(self, session: Session, tmp_path: Path) -> None:
+        """As after an array was made shorter by its metadata alone, which leaves chunks beyond its end."""
+        to_icelite(series(tmp_path / "a", 0, 4, fill_value=-1), session.store)
+        for name in ("t", "time"):
+            metadata = zarr.open_array(session.store, path=name).metadata
+            shorter = metadata.update_shape((2, *metadata.shape[1:]))
+            (value,) = shorter.to_buffer_dict(zarr.core.buffer.default_buffer_prototype()).values()
+            session.store.set_sync(f"{name}/zarr.json", value)
+        assert session.store.get_sync("t/c/1/0") is not None
+        to_icelite(series(tmp_path / "b", 2, 4, fill_value=-1, missing=((0, 0),)), session.store, append_dim="time")
+        assert stored(session).t.values[2:].tolist() == [[-1] * 3] * 2
+
+    @pytest.mark.parametrize(
+        ("first", "second", "text"),
+        [
+            (["2020-01-01"], ["2020-01-02T12:00"], "2020-01-02T12:00:00"),
+            (np.array([1], "i2"), np.array([70_000]), "70000 would be stored as 4464"),
+            (np.array([1], "i2"), np.array([1.5]), "1.5 would be stored as 2"),
+            (np.array([1.0]), np.array(["text"]), "'time'"),
+        ],
+    )
+    def test_values_that_do_not_fit_are_refused(self, session: Session, first: Any, second: Any, text: str) -> None:
+        def coordinate(values: Any) -> xr.Dataset:
+            values = np.array(values, "M8[ns]") if isinstance(values, list) else values
+            return xr.Dataset(coords={"time": values})
+
+        to_icelite(coordinate(first), session.store)
+        error = refusal(InvalidInputError, session, coordinate(second), append_dim="time")
+        assert error.kind == ErrorKind.INVALID_DATASET
+        assert "variable 'time' cannot be written into the stored array" in str(error)
+        assert text in str(error)
+
+    def test_packed_values_are_rounded_as_the_stored_ones(self, session: Session) -> None:
+        packed = {"dtype": "i2", "scale_factor": 0.1, "add_offset": 20.0, "_FillValue": -99}
+        first = xr.Variable("time", [20.0, np.nan], encoding=packed)
+        to_icelite(xr.Dataset({"v": first}), session.store)
+        to_icelite(xr.Dataset({"v": ("time", [21.04, np.nan])}), session.store, append_dim="time")
+        np.testing.assert_allclose(stored(session).v.values, [20, np.nan, 21.0, np.nan])
+        error = refusal(InvalidInputError, session, xr.Dataset({"v": ("time", [1e6])}), append_dim="time")
+        assert "scale_factor 0.1" in str(error)
+
+    def test_times_of_another_calendar_are_refused(self, session: Session) -> None:
+        pytest.importorskip("cftime")
+
+        def days(calendar: str, start: str) -> xr.Dataset:
+            times = xr.date_range(start, periods=3, freq="D", calendar=calendar, use_cftime=True)
+            return xr.Dataset(coords={"time": times})
+
+        to_icelite(days("noleap", "2020-01-01"), session.store)
+        to_icelite(days("noleap", "2020-01-04"), session.store, append_dim="time")
+        assert stored(session).sizes["time"] == 6
+        error = refusal(InvalidInputError, session, days("360_day", "2020-01-07"), append_dim="time")
+        assert "'time'" in str(error)
+
+
+class TestMode:
+    def test_w_replaces_the_group_and_all_below(self, session: Session, tmp_path: Path) -> None:
+        to_icelite(series(tmp_path / "a", 0, 4).assign_attrs(old=1), session.store, group="g")
+        to_icelite(xr.Dataset({"gone": ("x", [1])}), session.store, group="g/below")
+        to_icelite(xr.Dataset({"kept": ("x", [1])}), session.store, group="other")
+        to_icelite(series(tmp_path / "b", 4, 6), session.store, group="g", mode="w")
+        found = stored(session, "g")
+        assert (found.t.values.ravel().tolist(), found.attrs) == (list(range(12, 18)), {})
+        assert set(zarr.open_group(session.store, mode="r")) == {"g", "other"}
+        assert set(zarr.open_group(session.store, path="g", mode="r")) == {"t", "time"}
+
+    def test_w_of_a_tree_and_of_the_root(self, session: Session, tmp_path: Path) -> None:
+        to_icelite(xr.Dataset({"gone": ("x", [1])}), session.store)
+        tree = xr.DataTree.from_dict({"/": xr.Dataset(coords={"x": [1, 2, 3]}), "/run": series(tmp_path / "a", 0, 2)})
+        for _ in range(2):
+            to_icelite(tree, session.store, mode="w")
+        assert sorted(p for p, _ in zarr.open_group(session.store, mode="r").members(max_depth=None)) == [
+            "run",
+            "run/t",
+            "run/time",
+            "x",
+        ]
+
+    def test_w_leaves_what_is_there_when_something_is_wrong(self, session: Session, tmp_path: Path) -> None:
+        to_icelite(series(tmp_path / "a", 0, 4), session.store)
+        bad = series(tmp_path / "b", 0, 2).assign_attrs(raw=b"no JSON")
+        refusal(InvalidInputError, session, bad, mode="w")
+        assert stored(session).t.values.ravel().tolist() == list(range(12))
+
+    def test_w_below_an_array_is_refused(self, session: Session, tmp_path: Path) -> None:
+        to_icelite(xr.Dataset({"v": ("x", [1, 2])}), session.store)
+        refusal(AlreadyExistsError, session, series(tmp_path / "a", 0, 2), mode="w", group="v/below")
+
+    def test_w_dash_needs_a_new_group(self, session: Session, tmp_path: Path) -> None:
+        to_icelite(series(tmp_path / "a", 0, 2), session.store, group="g", mode="w-")
+        error = refusal(AlreadyExistsError, session, xr.Dataset({"v": ("x", [1])}), group="g", mode="w-")
+        assert "mode='w'" in str(error)
+        zarr.open_group(session.store, path="empty", mode="a")
+        refusal(AlreadyExistsError, session, xr.Dataset({"v": ("x", [1])}), group="empty", mode="w-")
+        to_icelite(xr.Dataset({"v": ("x", [1])}), session.store, group="empty")
+
+    def test_a_adds_arrays_and_writes_over_those_of_the_same_name(self, session: Session, tmp_path: Path) -> None:
+        first = series(tmp_path / "a", 0, 4, fill_value=-1).assign(kept=("x", [1, 2, 3]), loaded=("time", range(4)))
+        to_icelite(first.assign_attrs(title="one", kept=1), session.store)
+        second = series(tmp_path / "b", 4, 8, fill_value=-1, missing=((1, 0),), attrs={"units": "m"})
+        second = second.assign(new=("x", [7, 8, 9]), loaded=("time", [9, 8, 7, 6]))
+        to_icelite(second.assign_attrs(title="two"), session.store, mode="a")
+        found = stored(session)
+        assert found.t.values.ravel().tolist() == [*range(12, 18), *[-1] * 6]
+        assert (found.t.attrs, found.attrs) == ({"units": "m"}, {"title": "two", "kept": 1})
+        assert (found.kept.values.tolist(), found.new.values.tolist()) == ([1, 2, 3], [7, 8, 9])
+        assert (found.loaded.values.tolist(), found.time.values.tolist()) == ([9, 8, 7, 6], [4, 5, 6, 7])
+
+    @pytest.mark.parametrize(
+        ("values", "chunks", "text"),
+        [
+            (np.zeros((4, 3), "f8"), (2, 3), "data_type is float64, the stored array's is float32"),
+            (np.zeros((4, 3), "f4"), (1, 3), "chunk_grid"),
+            (np.zeros((2, 3), "f4"), (2, 3), "length 4 along 'time', the dataset has 2"),
+        ],
+    )
+    def test_a_refuses_another_layout(
+        self, session: Session, tmp_path: Path, values: Any, chunks: Any, text: str
+    ) -> None:
+        to_icelite(series(tmp_path / "a", 0, 4), session.store)
+        vds = xr.Dataset({"t": virtual(tmp_path / "b", ("time", "x"), values, chunks)})
+        error = refusal(InvalidInputError, session, vds, mode="a")
+        assert error.kind == ErrorKind.INVALID_DATASET
+        assert text in str(error)
+
+    def test_a_variable_with_the_name_of_a_group_is_refused(self, session: Session, tmp_path: Path) -> None:
+        to_icelite(series(tmp_path / "a", 0, 2), session.store)
+        to_icelite(xr.Dataset({"v": ("x", [1, 2])}), session.store, group="new")
+        more = series(tmp_path / "b", 2, 4).assign(new=("z", [1]))
+        refusal(AlreadyExistsError, session, more, append_dim="time")
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"mode": "r+"}, "mode must be None or one of"),
+            ({"mode": "w", "append_dim": "time"}, "drop one of them"),
+            ({"mode": "w-", "region": "auto"}, "drop one of them"),
+            ({"append_dim": "time", "region": "auto"}, "exclude each other"),
+            ({"region": {"y": slice(0, 2)}}, "region 'y' is not a dimension"),
+            ({"region": {"time": 3}}, "must be a slice or 'auto', not 3"),
+            ({"region": {}}, "region must be"),
+            ({"region": "all"}, "region must be"),
+            ({"on_unreferenceable": "skip"}, "on_unreferenceable must be"),
+        ],
+    )
+    def test_arguments(self, session: Session, tmp_path: Path, options: dict[str, Any], text: str) -> None:
+        error = refusal(InvalidInputError, session, series(tmp_path / "a", 0, 2), **options)
+        assert error.kind == ErrorKind.INVALID_ARGUMENT
+        assert text in str(error)
+
+
+class TestRegion:
+    @pytest.fixture
+    def written(self, session: Session, tmp_path: Path) -> Session:
+        """Seven times in chunks of two, the last partly filled; with coordinates."""
+        vds = series(tmp_path / "whole", 0, 7, fill_value=-1).assign_coords(x=[1, 2, 3])
+        to_icelite(vds.assign(loaded=("time", np.arange(7.0))).assign_attrs(title="whole"), session.store)
+        return session
+
+    @staticmethod
+    def part(file: Path, start: int, stop: int, **options: Any) -> xr.Dataset:
+        """Other values for these times."""
+        values = np.arange(start * 3, stop * 3, dtype="f4").reshape(-1, 3) + 100
+        variable = virtual(file, ("time", "x"), values, (2, 3), **{"fill_value": -1, **options})
+        return xr.Dataset({"t": variable}, {"time": np.arange(start, stop)}, {"title": "part"})
+
+    @pytest.mark.parametrize(
+        ("start", "stop", "region"),
+        [
+            (2, 4, {"time": slice(2, 4)}),
+            (0, 4, {"time": slice(None, 4)}),
+            (4, 7, {"time": slice(4, None)}),
+            (4, 7, {"time": slice(-3, 7)}),
+            (2, 6, "auto"),
+            (2, 6, {"time": "auto"}),
+            (4, 7, {"time": "auto", "x": slice(0, 3)}),
+            (0, 7, {"time": slice(None)}),
+        ],
+    )
+    def test_chunks_are_replaced_there_and_nowhere_else(
+        self, written: Session, tmp_path: Path, start: int, stop: int, region: Any
+    ) -> None:
+        vds = self.part(tmp_path / "part", start, stop).assign(loaded=("time", np.full(stop - start, 50.0)))
+        to_icelite(vds, written.store, region=region)
+        t, loaded = np.arange(21, dtype="f4").reshape(7, 3), np.arange(7.0)
+        t[start:stop] += 100
+        loaded[start:stop] = 50
+        expected = xr.Dataset(
+            {"t": (("time", "x"), t), "loaded": ("time", loaded)},
+            {"time": np.arange(7), "x": [1, 2, 3]},
+            {"title": "whole"},
+        )
+        xr.testing.assert_identical(stored(written), expected)
+
+    @pytest.mark.parametrize("looked_up", [0, 10_000], ids=["listed", "looked up"])
+    @pytest.mark.parametrize("committed", [True, False])
+    def test_a_missing_chunk_becomes_missing(
+        self, repo: Repository, tmp_path: Path, committed: bool, looked_up: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writer, "_LOOKED_UP", looked_up)
+        session = repo.writable_session("main")
+        to_icelite(series(tmp_path / "a", 0, 7, fill_value=-1), session.store)
+        if committed:
+            session.commit("whole")
+            session = repo.writable_session("main")
+        to_icelite(self.part(tmp_path / "b", 2, 6, missing=((1, 0),)), session.store, region="auto")
+        expected = [*range(6), *range(106, 112), *[-1] * 6, 18, 19, 20]
+        assert stored(session).t.values.ravel().tolist() == expected
+        session.commit("part")
+        assert stored(repo.readonly_session("main")).t.values.ravel().tolist() == expected
+
+    @pytest.mark.skipif(not HAS_INLINED, reason="VirtualiZarr holds inlined chunks since 2.8")
+    def test_inlined_chunks_go_there_too(self, written: Session, tmp_path: Path) -> None:
+        summary = to_icelite(self.part(tmp_path / "b", 2, 6, inlined=((1, 0),)), written.store, region="auto")
+        assert stored(written).t.values[2:6].ravel().tolist() == list(range(106, 118))
+        assert (summary.references, summary.inlined) == (1, 1)
+
+    @pytest.mark.parametrize(
+        ("start", "stop", "region", "text"),
+        [
+            (2, 6, slice(2, 4), "[2, 4), 2 elements of the 7 stored; the data have 4"),
+            (2, 4, slice(2, 6), "[2, 6), 4 elements of the 7 stored; the data have 2"),
+            (6, 8, slice(6, 8), "[6, 8), 2 elements of the 7 stored"),
+            (1, 3, slice(1, 3), "does not begin and end on the borders of its chunks of 2 elements"),
+            (2, 5, slice(2, 5), "does not begin and end on the borders of its chunks of 2 elements"),
+            (2, 4, slice(4, 6), "coordinate 'time' of group '' differs"),
+            (2, 4, slice(2, 6, 2), "a slice without a step"),
+            (8, 10, "auto", "cannot be found by the coordinate"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(
+        self, written: Session, tmp_path: Path, start: int, stop: int, region: Any, text: str
+    ) -> None:
+        error = refusal(InvalidInputError, written, self.part(tmp_path / "b", start, stop), region={"time": region})
+        assert text in str(error)
+
+    def test_another_dtype_is_refused(self, written: Session, tmp_path: Path) -> None:
+        vds = xr.Dataset({"t": virtual(tmp_path / "b", ("time", "x"), np.zeros((2, 3)), (2, 3), fill_value=-1)})
+        error = refusal(InvalidInputError, written, vds, region={"time": slice(0, 2)})
+        assert "data_type is float64, the stored array's is float32" in str(error)
+
+    def test_another_length_of_another_dimension_is_refused(self, written: Session, tmp_path: Path) -> None:
+        vds = xr.Dataset({"t": virtual(tmp_path / "b", ("time", "x"), np.zeros((2, 2), "f4"), (2, 3), fill_value=-1)})
+        error = refusal(InvalidInputError, written, vds, region={"time": slice(0, 2)})
+        assert "length 3 along 'x'" in str(error)
+
+    def test_a_coordinate_beside_the_region_must_be_the_stored_one(self, written: Session, tmp_path: Path) -> None:
+        vds = self.part(tmp_path / "b", 2, 4)
+        error = refusal(InvalidInputError, written, vds.assign_coords(x=[7, 8, 9]), region={"time": slice(2, 4)})
+        assert "coordinate 'x'" in str(error)
+        to_icelite(vds.assign_coords(x=[1, 2, 3]), written.store, region={"time": slice(2, 4)})
+
+    def test_a_variable_outside_of_the_region_is_refused(self, written: Session, tmp_path: Path) -> None:
+        to_icelite(xr.Dataset({"mask": ("x", [1, 1, 1])}), written.store, mode="a")
+        vds = self.part(tmp_path / "b", 2, 4).assign(mask=("x", [1, 2, 3]))
+        error = refusal(InvalidInputError, written, vds, region={"time": slice(2, 4)})
+        assert "'mask'" in str(error)
+        assert "vds.drop_vars" in str(error)
+
+    def test_a_new_variable_is_refused(self, written: Session, tmp_path: Path) -> None:
+        vds = self.part(tmp_path / "b", 2, 4).assign(new=("time", [1, 2]))
+        error = refusal(NodeNotFoundError, written, vds, region={"time": slice(2, 4)})
+        assert "new" in str(error)
+
+    def test_auto_without_a_coordinate_needs_the_whole_dimension(self, written: Session, tmp_path: Path) -> None:
+        bare = self.part(tmp_path / "b", 2, 4).drop_vars("time")
+        error = refusal(InvalidInputError, written, bare, region="auto")
+        assert "no loaded coordinate 'time'" in str(error)
+
+    def test_values_that_do_not_fit_are_refused(self, session: Session) -> None:
+        to_icelite(xr.Dataset({"v": ("x", np.arange(4, dtype="i2"))}), session.store)
+        vds = xr.Dataset({"v": ("x", np.array([1, 70_000]))})
+        error = refusal(InvalidInputError, session, vds, region={"x": slice(1, 3)})
+        assert "70000 would be stored as 4464" in str(error)
+
+    def test_a_tree_is_written_where_it_has_variables(self, session: Session, tmp_path: Path) -> None:
+        def tree(dataset: xr.Dataset) -> xr.DataTree:
+            return xr.DataTree.from_dict({"/": xr.Dataset(), "/run": dataset})
+
+        to_icelite(tree(series(tmp_path / "a", 0, 4, fill_value=-1)), session.store)
+        to_icelite(tree(self.part(tmp_path / "b", 2, 4)), session.store, region={"time": slice(2, 4)})
+        assert stored(session, "run").t.values.ravel().tolist() == [*range(6), *range(106, 112)]
+
+    @given(data=st.data())
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_region_equals_an_assignment(self, tmp_path: Path, data: st.DataObject) -> None:
+        length, chunk = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+        start, stop = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=2)))
+        missing = data.draw(st.sets(st.integers(0, max(0, -(-(stop - start) // chunk) - 1))))
+        session = Repository.create(tmp_path / f"{uuid.uuid4()}.icelite").writable_session("main")
+        before, after = np.arange(length), np.arange(stop - start) + 100
+        to_icelite(xr.Dataset({"v": virtual(tmp_path / "a", ("x",), before, (chunk,), fill_value=-1)}), session.store)
+        holes = tuple((at,) for at in missing)
+        part = xr.Dataset({"v": virtual(tmp_path / "b", ("x",), after, (chunk,), missing=holes, fill_value=-1)})
+        expected = before.copy()
+        expected[start:stop] = np.where(np.isin(np.arange(stop - start) // chunk, list(missing)), -1, after)
+        if start % chunk or (stop % chunk and stop != length):
+            refusal(InvalidInputError, session, part, region={"x": slice(start, stop)})
+            expected = before
+        else:
+            to_icelite(part, session.store, region={"x": slice(start, stop)})
+        assert stored(session).v.values.tolist() == expected.tolist()
+
+
+class TestSummary:
+    def test_it_counts_what_was_written(self, session: Session, tmp_path: Path) -> None:
+        vds = series(tmp_path / "a", 0, 7, missing=((1, 0),)).assign_coords(x=[1, 2, 3])
+        summary = vds.icelite.to_icelite(session.store, group="g")
+        assert (summary.references, summary.inlined, summary.copied, summary.unchecked) == (3, 0, {}, {})
+        assert sorted(summary.loaded) == ["g/time", "g/x"]
+
+    def test_coordinates_that_a_tree_inherits_are_repeated_if_wanted(self, session: Session, tmp_path: Path) -> None:
+        below = xr.Dataset({"v": virtual(tmp_path / "a", ("x",), np.arange(3))})
+        tree = xr.DataTree.from_dict({"/": xr.Dataset(coords={"x": [1, 2, 3]}), "/a": below})
+        to_icelite(tree, session.store, write_inherited_coords=True)
+        assert stored(session, "a").x.values.tolist() == [1, 2, 3]
+
+
+class TestParsedSources:
+    def test_the_stamp_is_that_of_parsing(self, session: Session, tmp_path: Path) -> None:
+        file = tmp_path / "a"
+        vds = series(file, 0, 2)
+        status = file.stat()
+        vds.encoding["icelite_sources"] = {file.as_uri(): (status.st_size, status.st_mtime_ns, None)}
+        to_icelite(vds, session.store)
+        (location,) = session.changes.locations()
+        assert (location.size, location.modified_at) == (status.st_size, status.st_mtime_ns)
+
+    @pytest.mark.parametrize("change", ["time", "size", "gone"])
+    def test_a_file_that_changed_since_is_refused(self, session: Session, tmp_path: Path, change: str) -> None:
+        file = tmp_path / "a"
+        vds = series(file, 0, 2)
+        status = file.stat()
+        stamp = SourceStamp(size=status.st_size, modified_at=status.st_mtime_ns)
+        vds.encoding["icelite_sources"] = {file.as_uri(): stamp}
+        if change == "time":
+            os.utime(file, ns=(0, status.st_mtime_ns + 1))
+        elif change == "size":
+            file.write_bytes(file.read_bytes() + b"more")
+            os.utime(file, ns=(0, status.st_mtime_ns))
+        else:
+            file.unlink()
+        error = refusal(StorageError, session, vds)
+        assert error.kind == ErrorKind.VIRTUAL_CHUNK_MODIFIED
+        assert file.as_uri() in str(error)
+
+    def test_two_states_of_a_file_are_refused(self, session: Session, tmp_path: Path) -> None:
+        url = (tmp_path / "a").as_uri()
+        nodes = {name: series(tmp_path / "a", 0, 2) for name in "ab"}
+        for mtime, node in enumerate(nodes.values()):
+            node.encoding["icelite_sources"] = {url: (10, mtime, None)}
+        assert "while its parts were parsed" in str(refusal(StorageError, session, xr.DataTree.from_dict(nodes)))
+
+    @pytest.mark.parametrize("noted", [5, {"a": 1}, {"a": (1, 2)}])
+    def test_notes_of_another_form_are_refused(self, session: Session, noted: Any) -> None:
+        vds = xr.Dataset({"v": ("x", [1])})
+        vds.encoding["icelite_sources"] = noted
+        assert refusal(InvalidInputError, session, vds).kind == ErrorKind.INVALID_DATASET
+
+
+class TestFaultsAreListed:
+    def test_every_location_that_cannot_be_referenced(self, session: Session, tmp_path: Path) -> None:
+        array = virtual(tmp_path / "a", ("x",), np.arange(3), (1,)).data
+        names = iter(["gopher://a/b", "s3://bucket/key", "file:///a/../b"])
+        array = array.rename_paths(lambda _: next(names))
+        error = refusal(InvalidInputError, session, xr.Dataset({"v": ("x", array)}))
+        assert "variable 'v': 3 files cannot be referenced" in str(error)
+        assert all(text in str(error) for text in ("gopher", "s3://bucket/key", "/../b"))
+
+    def test_every_extent_that_cannot_be_one(self, session: Session, tmp_path: Path) -> None:
+        array = virtual(tmp_path / "a", ("x",), np.arange(9), (1,)).data
+        array.manifest._lengths[2] = 0
+        array.manifest._offsets[4] = 2**64 - 1
+        error = refusal(InvalidInputError, session, xr.Dataset({"v": ("x", array)}))
+        assert "has 2 references that cannot be chunks" in str(error)
+        assert "chunk (2,)" in str(error)
+        assert "chunk (4,)" in str(error)
 
 
 PACKINGS: dict[str, dict[str, Any]] = {

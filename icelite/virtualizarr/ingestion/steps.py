@@ -1,0 +1,249 @@
+"""`Ingestion`: the steps of `virtualize`, from names of files to a snapshot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import xarray as xr
+
+from icelite.conflicts import ConflictDetector
+from icelite.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    ErrorKind,
+    IceliteError,
+    InvalidInputError,
+    NodeNotFoundError,
+)
+from icelite.repository import Repository
+from icelite.session import Session
+from icelite.types import Progress
+from icelite.virtualizarr.arrays import is_virtual
+from icelite.virtualizarr.ingestion.additions import (
+    METADATA,
+    Holdings,
+    check_continues,
+    find_holdings,
+    record_of,
+    split_known,
+)
+from icelite.virtualizarr.ingestion.agreement import Opened
+from icelite.virtualizarr.ingestion.combine import combine_files
+from icelite.virtualizarr.ingestion.inputs import Sources, list_inputs, name_of
+from icelite.virtualizarr.ingestion.order import describe_range, find_values, order_files
+from icelite.virtualizarr.ingestion.reach import reach_of
+from icelite.virtualizarr.ingestion.scan import COPIED, Parsing, scan_files
+from icelite.virtualizarr.sources import SOURCES_KEY
+from icelite.virtualizarr.writer import to_icelite
+
+_VERSIONS = ("icelite", "virtualizarr", "xarray", "zarr")
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualizeSummary:
+    """What a call of `virtualize` did.
+
+    Attributes
+    ----------
+    snapshot_id
+        The new snapshot; None when nothing was new.
+    added
+        URLs of the files that the snapshot adds, in their order along the dimension.
+    known
+        URLs of those that the repository held already.
+    broken
+        URLs of those that were left out, each with the reason.
+    references, copied
+        Chunks that the snapshot refers to; variables that it holds copies of, because they cannot be referred to.
+    """
+
+    snapshot_id: str | None
+    added: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    references: int = 0
+    copied: int = 0
+
+    def __str__(self) -> str:
+        if self.snapshot_id is None:
+            lines = [f"nothing new: {_files(len(self.known))} known"]
+        else:
+            lines = [f"{self.snapshot_id}: {_files(len(self.added))} added, {self.references} references"]
+            lines += [f"{_count(self.copied, 'variable')} copied"] if self.copied else []
+            lines += [f"{_files(len(self.known))} known before"] if self.known else []
+        lines += [f"left out {url}: {problem}" for url, problem in self.broken.items()]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        counts = f"added={len(self.added)}, known={len(self.known)}, broken={len(self.broken)}"
+        return (
+            f"<icelite.VirtualizeSummary snapshot_id={self.snapshot_id!r} {counts}, references={self.references},"
+            f" copied={self.copied}>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ingestion:
+    """What one call of `virtualize` wants; the fields are its parameters."""
+
+    concat_dim: str | None
+    append: bool | None
+    group: str
+    branch: str
+    message: str | None
+    skip_broken: bool
+    workers: int | None
+    progress: Progress | None
+    registry: Any
+
+    def run(self, sources: Sources, repository: Repository, parsing: Parsing) -> VirtualizeSummary:
+        """Do it all; raises as `virtualize`."""
+        session = repository.writable_session(self.branch)
+        catalog = repository.storage.path
+        urls = list_inputs(sources, session.access, None if catalog is None else str(catalog))
+        reach = reach_of(urls, session.access, self.registry)
+        holdings = find_holdings(repository, session, self.group)
+        self._check_group(holdings)
+        new, known = split_known(urls, session, holdings)
+        if not new:
+            return VirtualizeSummary(None, known=known)
+        if holdings.arrays and self.concat_dim is None:
+            raise AlreadyExistsError(
+                f"group {self.group!r} already holds {', '.join(holdings.arrays)}: pass concat_dim= to append"
+                f" {name_of(new[0])!r} along a dimension, or choose another group=",
+                ErrorKind.NODE_ALREADY_EXISTS,
+            )
+        files, broken = self._scan(new, Parsing(reach, parsing.options, parsing.preprocess))
+        if not files:
+            return VirtualizeSummary(None, known=known, broken=broken)
+        ordered = files if self.concat_dim is None else order_files(files, self.concat_dim)
+        combined = combine_files(ordered, self.concat_dim)
+        self._write(session, holdings, ordered, combined)
+        references = sum(_count_references(variable) for variable in combined.variables.values())
+        summary = VirtualizeSummary(
+            None, [url for url, _ in ordered], known, broken, references, len(combined.encoding.get(COPIED) or {})
+        )
+        return self._commit(session, files, combined, summary)
+
+    def _check_group(self, holdings: Holdings) -> None:
+        if self.append is True and not holdings.arrays:
+            raise NodeNotFoundError(
+                f"append=True, but group {self.group!r} of branch {self.branch!r} holds no array: leave append out to"
+                " write the first part",
+                ErrorKind.NODE_NOT_FOUND,
+            )
+        if self.append is False and holdings.arrays:
+            raise AlreadyExistsError(
+                f"append=False, but group {self.group!r} of branch {self.branch!r} already holds"
+                f" {', '.join(holdings.arrays)}: choose another group=, or leave append out",
+                ErrorKind.NODE_ALREADY_EXISTS,
+            )
+
+    def _scan(self, urls: list[str], parsing: Parsing) -> tuple[list[Opened], dict[str, str]]:
+        scanned = scan_files(urls, parsing, workers=self.workers, skip_broken=self.skip_broken, progress=self.progress)
+        problems = [found.problem for found in scanned if found.problem is not None]
+        if len(problems) == len(scanned):
+            raise problems[0] if len(problems) == 1 else _all_broken(problems)
+        broken = {found.url: found.problem.message for found in scanned if found.problem is not None}
+        return [(found.url, found.dataset) for found in scanned if found.dataset is not None], broken
+
+    def _write(self, session: Session, holdings: Holdings, files: list[Opened], combined: xr.Dataset) -> None:
+        appending = bool(holdings.arrays)
+        if appending and self.concat_dim is not None:
+            check_continues(_open_stored(session, self.group), files, self.concat_dim)
+            combined = combined.copy()
+            combined.attrs = {}  # those of the first file stay
+        try:
+            to_icelite(
+                combined,
+                session.store,
+                group=self.group or None,
+                append_dim=self.concat_dim if appending else None,
+            )
+        except IceliteError as error:
+            if appending:
+                error.message += f" (while appending {name_of(files[0][0])!r} and what follows it)"
+            raise
+
+    def _commit(
+        self, session: Session, files: list[Opened], combined: xr.Dataset, summary: VirtualizeSummary
+    ) -> VirtualizeSummary:
+        values = None if self.concat_dim is None else find_values(combined, self.concat_dim)
+        span = "" if values is None else describe_range(values[0], values[-1])
+        record = {
+            "group": self.group,
+            "count": len(summary.added),
+            "first": name_of(summary.added[0]),
+            "last": name_of(summary.added[-1]),
+            "references": summary.references,
+            "copied": summary.copied,
+            "versions": {name: importlib.metadata.version(name) for name in _VERSIONS if _is_installed(name)},
+        }
+        record |= {"concat_dim": self.concat_dim, "along": span} if self.concat_dim is not None else {}
+        record |= {"left_out": [name_of(url) for url in summary.broken]} if summary.broken else {}
+        record |= {"other_sources": others} if (others := _other_sources(session, files, combined)) else {}
+        message = self.message or self._describe(summary.added, span)
+        try:
+            snapshot_id = session.commit(message, {METADATA: record}, rebase_with=ConflictDetector())
+        except ConflictError as error:
+            error.message = (
+                f"somebody else committed to group {self.group!r} of branch {self.branch!r} while"
+                f" {_files(len(summary.added))} were scanned, so nothing was added: run it again, and what they added"
+                f" is known ({error.message})"
+            )
+            raise
+        return VirtualizeSummary(
+            snapshot_id, summary.added, summary.known, summary.broken, summary.references, summary.copied
+        )
+
+    def _describe(self, urls: list[str], span: str) -> str:
+        """The commit message."""
+        names = name_of(urls[0]) if len(urls) == 1 else f"{name_of(urls[0])} … {name_of(urls[-1])}"
+        where = f" to {self.group}" if self.group else ""
+        along = "" if self.concat_dim is None else f" along {self.concat_dim}" + (f": {span}" if span else "")
+        return f"Add {_files(len(urls))}{where}{along} ({names})"
+
+
+def _files(count: int) -> str:
+    return _count(count, "file")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _all_broken(problems: list[IceliteError]) -> IceliteError:
+    return InvalidInputError(
+        f"none of the {len(problems)} files can be used; the first: {problems[0].message}", problems[0].kind
+    )
+
+
+def _count_references(variable: xr.Variable) -> int:
+    return sum(1 for _ in variable.data.manifest.iter_nonempty_paths()) if is_virtual(variable) else 0
+
+
+def _open_stored(session: Session, group: str) -> xr.Dataset:
+    return xr.open_dataset(cast(Any, session.store), engine="icelite", group=group or None, chunks=None, cache=False)
+
+
+def _other_sources(session: Session, files: list[Opened], combined: xr.Dataset) -> dict[str, list[Any]]:
+    """The sources that no reference names, so that they are known another time: location path to stamp."""
+    named: set[str] = set()
+    for variable in combined.variables.values():
+        if is_virtual(variable):
+            named.update(variable.data.manifest.iter_nonempty_paths())
+    absent = [(url, dataset) for url, dataset in files if url not in named]
+    return {
+        session.access.locate(url).path: record_of(dataset.encoding.get(SOURCES_KEY, {}).get(url))
+        for url, dataset in absent
+    }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,128 @@
+"""`virtualize`: archival files into a repository, in one call.
+
+The files are found, scanned, combined, written and committed. Everything is in one session and one snapshot: an error
+on the way leaves the repository as it was, and a catalog that was made for the call is removed again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import xarray as xr
+
+from icelite.config import RepositoryConfig
+from icelite.errors import ErrorKind, InvalidInputError
+from icelite.keys import check_path
+from icelite.repository import Repository
+from icelite.storage import StorageConfig, as_storage
+from icelite.types import Progress
+from icelite.virtualizarr.ingestion import Access, Ingestion, Parsing, VirtualizeSummary, opened
+from icelite.virtualizarr.ingestion.inputs import Sources
+
+__all__ = ["VirtualizeSummary", "virtualize"]
+
+
+def virtualize(
+    sources: Sources,
+    repository: str | os.PathLike[str] | StorageConfig | Repository,
+    *,
+    concat_dim: str | None = None,
+    parser: Any = "auto",
+    append: bool | None = None,
+    group: str | None = None,
+    branch: str = "main",
+    message: str | None = None,
+    source_group: str | None = None,
+    loadable_variables: Iterable[str] | None = None,
+    drop_variables: Iterable[str] | None = None,
+    decode_times: bool | None = None,
+    preprocess: Callable[[xr.Dataset], xr.Dataset] | None = None,
+    skip_broken: bool = False,
+    workers: int | None = None,
+    on_unreferenceable: Literal["copy", "raise"] = "copy",
+    config: RepositoryConfig | None = None,
+    authorize_virtual_chunk_access: Access | None = None,
+    progress: Progress | None = None,
+    registry: Any = None,
+) -> VirtualizeSummary:
+    """Reference files from a repository, as one dataset, and commit that as one snapshot.
+
+    Run it again with more files, such as the same glob a month later, and only the new ones are scanned and appended.
+
+    >>> icelite.virtualize("data/*.nc", "ocean.icelite", concat_dim="time")  # doctest: +SKIP
+    <icelite.VirtualizeSummary snapshot_id='B5MB4D12XBG5PXQZBPGG' added=31, known=0, broken=0, references=124, copied=0>
+
+    Parameters
+    ----------
+    sources
+        Paths, globs, ``s3://`` URLs (also with ``*``), one or several. A directory that is a Zarr store is one source.
+    repository
+        The catalog's path, made if there is none; or an open repository.
+    concat_dim
+        Dimension along which the files follow each other, which may be new. Their order is that of its coordinate, or
+        that of their names where it is not loaded. None: one file, or files with different variables.
+    parser
+        ``"auto"``: by each file's content; or as for `icelite.virtualizarr.parsers.open_virtual`.
+    append
+        True: the group must exist; False: it must not; None: append if it exists.
+    group
+        Path of the group to write; the root by default.
+    message
+        Of the commit; by default it says what was added.
+    source_group
+        The group to read in each file.
+    loadable_variables, drop_variables, decode_times, on_unreferenceable
+        As for ``open_virtual``. By default coordinates of dimensions are loaded and compared.
+    preprocess
+        Called with each file's dataset before they are combined; its ``encoding["source"]`` is the URL.
+    skip_broken
+        Leave out files that cannot be parsed, instead of stopping at the first.
+    workers
+        Processes that scan; 1 for this one only. By default one for each CPU, from 64 files on.
+    config, authorize_virtual_chunk_access
+        As for `Repository.open`, when a path is given. A bucket that is authorised needs no container in ``config``.
+    progress
+        Called with the number of files that were scanned and of all that are new.
+    registry
+        An obstore registry to read sources with, instead of one made from what is authorised.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument``: nothing matches; ``unknown-format`` and others of ``open_virtual`` for a broken file;
+        ``invalid-dataset``: files that do not fit each other or what is stored, or overlap, naming one;
+        ``unauthorized-virtual-chunk-container``: a bucket without credentials.
+    StorageError
+        ``unreadable-source``; ``virtual-chunk-modified`` for a file of the repository that changed since it was added.
+    NodeNotFoundError, AlreadyExistsError
+        ``node-not-found`` with ``append=True``; ``node-already-exists`` with ``append=False`` or no ``concat_dim``.
+    ConflictError, RebaseFailedError
+        Somebody else wrote to the same group meanwhile: run it again.
+    """
+    ingestion = Ingestion(
+        concat_dim, append, check_path(group or ""), branch, message, skip_broken, workers, progress, registry
+    )
+    parsing = Parsing(
+        options={
+            "parser": parser,
+            "group": source_group,
+            "loadable_variables": None if loadable_variables is None else list(loadable_variables),
+            "drop_variables": None if drop_variables is None else list(drop_variables),
+            "decode_times": decode_times,
+            "on_unreferenceable": on_unreferenceable,
+        },
+        preprocess=preprocess,
+    )
+    if isinstance(repository, Repository):
+        if config is not None or authorize_virtual_chunk_access is not None:
+            raise InvalidInputError(
+                "config and authorize_virtual_chunk_access go with a path: an open repository has its own"
+                " (Repository.reopen gives one with others)",
+                ErrorKind.INVALID_ARGUMENT,
+            )
+        return ingestion.run(sources, repository, parsing)
+    place = as_storage(repository)
+    with opened(place, config, authorize_virtual_chunk_access, create=append is not True) as found:
+        return ingestion.run(sources, found, parsing)
