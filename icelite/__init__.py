@@ -11,7 +11,7 @@
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from icelite.config import (
     RepositoryConfig,
@@ -28,10 +28,13 @@ from icelite.conflicts import (
     VersionSelection,
 )
 from icelite.credentials import (
+    HttpAccess,
     LocalFileSystemAccess,
     S3Credentials,
     S3StaticCredentials,
     containers_credentials,
+    filesystem_access,
+    http_access,
     s3_anonymous_credentials,
     s3_credentials,
     s3_from_env_credentials,
@@ -63,6 +66,7 @@ from icelite.storage import (
     ObjectStoreConfig,
     S3Options,
     StorageConfig,
+    http_storage,
     in_memory_storage,
     local_filesystem_storage,
     local_filesystem_store,
@@ -71,20 +75,29 @@ from icelite.storage import (
 )
 from icelite.store import IceliteStore
 from icelite.types import (
+    Bundle,
+    ChunkRefs,
     ChunkStorageStats,
     ChunkType,
+    Compaction,
     Diff,
     FeatureFlag,
     GCSummary,
+    Problem,
+    Relocation,
+    Repacking,
     RepoAvailability,
     RepoStatus,
     SessionMode,
     SnapshotInfo,
+    SourceInfo,
+    Sources,
     SourceStamp,
     SpecVersion,
     Update,
     UpdateType,
     VirtualChunkSpec,
+    ZarrExport,
 )
 
 __version__ = "0.1.0"
@@ -93,8 +106,11 @@ __all__ = [
     "AlreadyExistsError",
     "AncestryGraph",
     "BasicConflictSolver",
+    "Bundle",
+    "ChunkRefs",
     "ChunkStorageStats",
     "ChunkType",
+    "Compaction",
     "Conflict",
     "ConflictDetector",
     "ConflictError",
@@ -106,6 +122,7 @@ __all__ = [
     "ForkSession",
     "FormatError",
     "GCSummary",
+    "HttpAccess",
     "IceliteError",
     "IceliteStore",
     "InternalError",
@@ -115,9 +132,12 @@ __all__ = [
     "NodeNotFoundError",
     "NotFoundError",
     "ObjectStoreConfig",
+    "Problem",
     "ReadOnlyError",
     "RebaseFailedError",
     "RefNotFoundError",
+    "Relocation",
+    "Repacking",
     "RepoAvailability",
     "RepoStatus",
     "Repository",
@@ -131,7 +151,9 @@ __all__ = [
     "SessionStateError",
     "SnapshotInfo",
     "SnapshotNotFoundError",
+    "SourceInfo",
     "SourceStamp",
+    "Sources",
     "SpecVersion",
     "StorageConfig",
     "StorageError",
@@ -142,7 +164,11 @@ __all__ = [
     "VirtualChunkContainer",
     "VirtualChunkSpec",
     "VirtualRefConfig",
+    "ZarrExport",
     "containers_credentials",
+    "filesystem_access",
+    "http_access",
+    "http_storage",
     "in_memory_storage",
     "local_filesystem_storage",
     "local_filesystem_store",
@@ -158,10 +184,24 @@ __all__ = [
 
 open = Repository.open
 
-_EDGES = ("virtualizarr", "xarray")  # they import optional packages, so only when first asked for
+# What imports optional packages, so only when first asked for: its module, and the extra that brings the packages.
+_EDGES = {
+    "dask": ("icelite.dask", "dask"),
+    "icechunk": ("icelite.icechunk", "icechunk"),
+    "kerchunk": ("icelite.kerchunk", "kerchunk"),
+    "virtualizarr": ("icelite.virtualizarr", "virtual"),
+    "virtualize": ("icelite.virtualizarr.virtualize", "virtual"),
+    "xarray": ("icelite.xarray", "xarray"),
+}
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _EDGES:
-        return importlib.import_module(f"icelite.{name}")
-    raise AttributeError(f"module 'icelite' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _EDGES:
+        raise AttributeError(f"module 'icelite' has no attribute {name!r}")
+    module, extra = _EDGES[name]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"icelite.{name} needs {error.name}, which is not installed: pip install 'icelite[{extra}]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
+    return found.virtualize if name == "virtualize" else found

@@ -1,21 +1,21 @@
-"""The xarray engine ``icelite``: ``xr.open_dataset("ocean.icelite")``, ``open_datatree``, ``open_groups``.
+"""The xarray engine ``icelite``: ``xr.open_dataset("ocean.icelite")`` and its siblings; and `to_icelite`, which writes.
 
-It reads one snapshot through a read-only session, so an opened dataset never changes under its user.
+The engine reads one snapshot through a read-only session, so an opened dataset never changes under its user.
 What an open call opened, closing its last dataset closes; a repository, session or store of the caller stays open.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import xarray as xr
 from xarray.backends import StoreBackendEntrypoint, ZarrBackendEntrypoint, ZarrStore
-from xarray.backends.common import datatree_from_dict_with_io_cleanup
+from xarray.backends.common import ArrayWriter, datatree_from_dict_with_io_cleanup
 from zarr.core.sync import sync
 
 import icelite.virtualizarr  # noqa: F401  (registers the accessors ds.icelite and tree.icelite)
@@ -23,13 +23,16 @@ from icelite.catalog.database import is_catalog
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.repository import Repository
 from icelite.session import Session
+from icelite.storage import StorageConfig
 from icelite.store import IceliteStore
 from icelite.virtualizarr.packing import restore_dtypes
 
 if TYPE_CHECKING:
     from icelite.config import RepositoryConfig
 
-Source: TypeAlias = str | os.PathLike[str] | Repository | Session | IceliteStore
+_UNNAMED = "__xarray_dataarray_variable__"  # what xarray calls the variable of a DataArray without a name
+
+Source: TypeAlias = str | os.PathLike[str] | StorageConfig | Repository | Session | IceliteStore
 
 
 class _Opened:
@@ -85,9 +88,11 @@ class _Opening:
         if isinstance(source, Repository):
             self._refuse(source, "authorize_virtual_chunk_access", "config")
             return _Opened(self._choose(source))
-        text = os.fspath(source)
+        if not isinstance(source, StorageConfig):
+            source = os.fspath(source)
+            source = source if "://" in source else os.path.expanduser(source)
         repository = Repository.open(
-            text if "://" in text else os.path.expanduser(text),
+            source,
             config=self.config,
             authorize_virtual_chunk_access=self.authorize_virtual_chunk_access,
         )
@@ -123,6 +128,8 @@ class _PackedStore(ZarrStore):
 class IceliteBackendEntrypoint(ZarrBackendEntrypoint):
     """Opens icelite catalogs, by extension ``.icelite`` or by what the file is.
 
+    A catalog in a bucket or on a web server is opened by its URL with ``engine="icelite"``, or by a `StorageConfig`.
+
     The parameters ``branch``, ``tag``, ``snapshot_id`` and ``as_of`` choose the snapshot (default: the tip of
     ``main``); ``group`` the group in it; ``authorize_virtual_chunk_access`` and ``config`` are those of
     `icelite.Repository.open`. Files below the catalog's own directory need no authorisation.
@@ -134,12 +141,12 @@ class IceliteBackendEntrypoint(ZarrBackendEntrypoint):
 
     def guess_can_open(self, filename_or_obj: object) -> bool:
         """Whether it is an icelite object, a path that ends in ``.icelite``, or a file that is a catalog."""
-        if isinstance(filename_or_obj, Repository | Session | IceliteStore):
+        if isinstance(filename_or_obj, Repository | Session | IceliteStore | StorageConfig):
             return True
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         path = os.path.expanduser(os.fspath(filename_or_obj))
-        if path.endswith(".icelite"):
+        if path.endswith(".icelite") or path.partition("?")[0].endswith(".icelite"):
             return True
         return "://" not in path and os.path.isfile(path) and is_catalog(path)
 
@@ -218,6 +225,84 @@ class IceliteBackendEntrypoint(ZarrBackendEntrypoint):
         """Open a group and all below it as a tree, with the parameters of `open_groups_as_dict`."""
         datasets = self.open_groups_as_dict(filename_or_obj, group=group, **parameters)
         return datatree_from_dict_with_io_cleanup(datasets)
+
+
+def to_icelite(
+    obj: xr.DataArray | xr.Dataset,
+    session: Session,
+    *,
+    group: str | None = None,
+    mode: Literal["w", "w-", "a", "a-", "r+"] | None = None,
+    safe_chunks: bool = True,
+    align_chunks: bool = False,
+    append_dim: Hashable | None = None,
+    region: Mapping[str, slice | Literal["auto"]] | Literal["auto"] | None = None,
+    encoding: Mapping[Any, Any] | None = None,
+    chunkmanager_store_kwargs: Mapping[str, Any] | None = None,
+    split_every: int | None = None,
+) -> None:
+    """Write a dataset into a session, dask arrays by whatever scheduler dask uses; commit the session afterwards.
+
+    Unlike ``Dataset.to_zarr(session.store)`` it works with processes and clusters: the tasks put the bytes where the
+    repository's bytes go, and the session refers to them (see `icelite.dask`).
+
+    Parameters
+    ----------
+    obj
+        What to write; the name of a `DataArray` is the variable's.
+    group, mode, safe_chunks, align_chunks, append_dim, region, encoding
+        As `xarray.Dataset.to_zarr`.
+    chunkmanager_store_kwargs
+        Passed to `dask.compute`, such as ``{"scheduler": "processes"}``.
+    split_every
+        For code written for Icechunk; it means nothing here.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument`` for what is not an xarray object, or when dask's blocks share a chunk.
+    ReadOnlyError, StorageError
+        ``read-only-session``; ``io``, ``busy``, ``storage-full``.
+    ValueError, FileExistsError
+        xarray's own, for what ``to_zarr`` refuses.
+    """
+    from xarray.backends.writers import _validate_dataset_names, dump_to_store, get_writable_zarr_store
+
+    given: tuple[object, object] = (obj, session)
+    if not isinstance(given[0], xr.Dataset | xr.DataArray) or not isinstance(given[1], Session):
+        raise InvalidInputError(
+            f"to_icelite writes a Dataset or DataArray into a Session, not {type(obj).__name__} into"
+            f" {type(session).__name__}",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    session.check_writable()
+    dataset = obj if isinstance(obj, xr.Dataset) else obj.to_dataset(name=_UNNAMED if obj.name is None else obj.name)
+    _validate_dataset_names(dataset)
+    writable = get_writable_zarr_store(
+        session.store,
+        mode=mode,
+        group=group,
+        consolidated=False,
+        append_dim=append_dim,
+        region=region,
+        safe_chunks=safe_chunks,
+        align_chunks=align_chunks,
+        zarr_format=3 if mode == "w" else _find_zarr_format(session.store, group) or 3,
+    )
+    dataset = writable._validate_and_autodetect_region(dataset)
+    writable._validate_encoding(dict(encoding or {}))
+    writer = ArrayWriter()  # type: ignore[no-untyped-call]
+    dump_to_store(dataset, writable, writer, encoding=dict(encoding or {}))  # type: ignore[no-untyped-call]
+    if writer.sources:
+        from icelite.dask import store_dask
+
+        store_dask(
+            sources=writer.sources,
+            targets=writer.targets,
+            regions=writer.regions,
+            split_every=split_every,
+            **dict(chunkmanager_store_kwargs or {}),
+        )
 
 
 def _find_zarr_format(store: IceliteStore, group: str | None) -> int | None:

@@ -283,7 +283,18 @@ def test_answers_are_right(connection: sqlite3.Connection, folder: Path) -> None
     assert buffer is not None
     assert buffer.to_bytes() == data
     used = block(connection, "Which files")
-    assert [chunks for _, chunks, _ in used] == [4] * 31
+    sources = [
+        (row.path, row.references, row.bytes, row.end, row.size, row.etag, row.modified_at)
+        for row in repo.sources(tag="v2024.08")
+    ]
+    assert used == sources
+    assert [row[1] for row in used] == [4] * 31
+    columns = repo.readonly_session(tag="v2024.08").chunk_refs("sst").to_dict()
+    chunks = zip(*(columns[f"dim_{axis}"] for axis in range(4)), strict=True)
+    names = ["/".join(map(str, chunk)) for chunk in chunks]
+    urls = [url.removeprefix(folder.as_uri() + "/") for url in columns["url"]]
+    rows = zip(names, columns["kind"], urls, columns["offset"].tolist(), columns["length"].tolist(), strict=True)
+    assert block(connection, "Where are all chunks of an array") == sorted(rows)
     assert block(connection, "Write an inline chunk") == [((folder / "time.bin").stat().st_size,)]
 
 

@@ -1,0 +1,229 @@
+"""dask into a session: threads, processes and a cluster; one file, a folder of objects; xarray on top."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import icelite
+from icelite.errors import InvalidInputError, ReadOnlyError, StorageError
+from icelite.types import ChunkType
+
+da = pytest.importorskip("dask.array")
+dask_array = pytest.importorskip("icelite.dask")
+OBJECTS = [None, "chunks"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+def target(session: icelite.Session, shape: tuple[int, ...], chunks: tuple[int, ...], **options: Any) -> Any:
+    return zarr.create_array(session.store, name="x", shape=shape, chunks=chunks, dtype="f4", **options)
+
+
+def source(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[Any, np.ndarray]:
+    values = np.random.default_rng(0).normal(size=shape).astype("f4")
+    return da.from_array(values, chunks=chunks), values
+
+
+@pytest.mark.parametrize("objects", OBJECTS)
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
+def test_schedulers(tmp_path: Path, objects: str | None, scheduler: str) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects=objects)
+    session = repo.writable_session("main")
+    array = target(session, (100, 60), (20, 20))
+    lazy, values = source((100, 60), (20, 20))
+    assert dask_array.store_dask(sources=[lazy], targets=[array], scheduler=scheduler) is session
+    assert np.array_equal(array[...], values)  # before the commit
+    session.commit("one commit")
+    assert np.array_equal(zarr.open_array(repo.readonly_session("main").store, path="x")[...], values)
+    assert next(info.message for info in repo.ancestry(branch="main")) == "one commit"
+    expected = ChunkType.native if objects else ChunkType.inline
+    assert repo.readonly_session("main").chunk_type("x", [0, 0]) == expected
+    assert repo.verify() == []
+
+
+@pytest.mark.parametrize("objects", OBJECTS)
+def test_a_cluster(tmp_path: Path, objects: str | None, cluster: Any) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects=objects)
+    session = repo.writable_session("main")
+    first = target(session, (64, 64), (16, 16))
+    second = zarr.create_array(session.store, name="deep/y", shape=(), dtype="f8")
+    lazy, values = source((64, 64), (16, 32))
+    dask_array.store_dask(sources=[lazy, lazy.sum()], targets=[first, second])
+    session.commit("by a cluster")
+    store = repo.readonly_session("main").store
+    assert np.array_equal(zarr.open_array(store, path="x")[...], values)
+    assert zarr.open_array(store, path="deep/y")[...] == pytest.approx(values.sum())
+    if objects:  # neighbours share an object, and no task wrote through the scheduler
+        assert 1 <= sum(path.is_file() for path in (tmp_path / "chunks").rglob("*")) <= 33
+
+
+def test_a_fork_is_filled_and_merged_as_with_icechunk(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    target(session, (40,), (10,))
+    session.commit("an array")
+    session = repo.writable_session("main")
+    fork = session.fork()
+    lazy, values = source((40,), (10,))
+    merged = dask_array.store_dask(sources=[lazy], targets=[zarr.open_array(fork.store, path="x")])
+    session.merge(pickle.loads(pickle.dumps(merged)))
+    session.commit("filled")
+    assert np.array_equal(zarr.open_array(repo.readonly_session("main").store, path="x")[...], values)
+
+
+def test_regions_and_partial_chunks_keep_what_is_beside_them(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    array = target(session, (50,), (10,))
+    array[:] = -1
+    lazy, values = source((33,), ((5, 20, 8),))
+    dask_array.store_dask(sources=[lazy], targets=[array], regions=[(slice(5, 38),)])
+    expected = np.full(50, -1, dtype="f4")
+    expected[5:38] = values
+    assert np.array_equal(array[...], expected)
+
+
+def test_chunks_of_fill_value_replace_what_was_there(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    array = target(session, (40,), (10,), fill_value=0)
+    array[:] = 5
+    dask_array.store_dask(sources=[da.zeros(40, chunks=10, dtype="f4")], targets=[array])
+    assert np.array_equal(array[...], np.zeros(40))
+    assert session.chunk_type("x", [0]) == ChunkType.uninitialized
+
+
+def test_shards_are_written_whole(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects="chunks")
+    session = repo.writable_session("main")
+    array = target(session, (40, 40), (5, 5), shards=(20, 20))
+    lazy, values = source((40, 40), (20, 40))
+    dask_array.store_dask(sources=[lazy], targets=[array], scheduler="threads")
+    assert np.array_equal(array[...], values)
+    with pytest.raises(InvalidInputError, match="inside a chunk of 20"):
+        dask_array.store_dask(sources=[lazy.rechunk(10)], targets=[array])
+
+
+def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    array = target(session, (40,), (10,))
+    other = zarr.create_array(repo.writable_session("main").store, name="x", shape=40, dtype="f4")
+    lazy, _ = source((40,), (10,))
+    for arguments, words in [
+        ({"sources": [lazy.rechunk(15)], "targets": [array]}, "ends at element 15"),
+        ({"sources": [lazy[:30]], "targets": [array]}, "does not fill"),
+        ({"sources": [lazy], "targets": [array], "regions": [(slice(5, 45),)]}, "does not fill"),
+        ({"sources": [lazy], "targets": [array, array]}, "do not match"),
+        ({"sources": [lazy, lazy], "targets": [array, other]}, "one session"),
+        ({"sources": [np.zeros(40)], "targets": [array]}, "not ndarray"),
+        ({"sources": [lazy], "targets": [zarr.zeros((40,))]}, "one session"),
+        ({"sources": [lazy], "targets": [array], "compute": False}, "compute"),
+    ]:
+        with pytest.raises(InvalidInputError, match=words):
+            dask_array.store_dask(**arguments)
+    session.commit("empty")
+    with pytest.raises(ReadOnlyError):
+        dask_array.store_dask(
+            sources=[lazy], targets=[zarr.open_array(repo.readonly_session("main").store, path="x", mode="r")]
+        )
+
+
+def test_a_task_that_fails_leaves_the_session_as_it_was(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects="chunks")
+    session = repo.writable_session("main")
+    array = target(session, (40,), (10,))
+    array[:] = 3
+    session.changes.flush_payloads()
+    lazy, _ = source((40,), (10,))
+
+    def broken(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        raise OSError("the instrument is off")
+
+    with pytest.raises(OSError, match="instrument"):
+        dask_array.store_dask(
+            sources=[lazy.map_blocks(broken, dtype="f4", meta=np.empty(0, "f4"))], targets=[array], scheduler="threads"
+        )
+    assert np.array_equal(array[...], np.full(40, 3))
+    (tmp_path / "chunks").write_text("in the way")
+    zeros = da.arange(40, chunks=10, dtype="f4")
+    big = zarr.create_array(session.store, name="big", shape=4000, chunks=1000, dtype="f4")
+    with pytest.raises(StorageError):
+        dask_array.store_dask(sources=[da.arange(4000, chunks=1000, dtype="f4")], targets=[big], scheduler="threads")
+    dask_array.store_dask(sources=[zeros], targets=[array], scheduler="threads")  # small: in the catalog
+
+
+# -- xarray ------------------------------------------------------------------------------------------------------
+
+
+def dataset() -> xr.Dataset:
+    values = np.random.default_rng(1).normal(size=(12, 6, 8)).round(2)
+    return xr.Dataset(
+        {"t": (("time", "y", "x"), values, {"units": "K"}), "mask": (("y", "x"), np.eye(6, 8, dtype="i1"))},
+        {"time": np.arange(12), "x": np.arange(8.0)},
+        {"title": "test"},
+    )
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_a_dataset_is_written_appended_and_read_back(tmp_path: Path, scheduler: str) -> None:
+    from icelite.xarray import to_icelite
+
+    whole = dataset()
+    lazy = whole.chunk(time=4)
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects="chunks")
+    options: dict[str, Any] = {"scheduler": scheduler}
+    encoding = {"t": {"dtype": "i2", "scale_factor": 0.01, "_FillValue": -32768}}
+    session = repo.writable_session("main")
+    to_icelite(lazy.isel(time=slice(8)), session, encoding=encoding, chunkmanager_store_kwargs=options)
+    session.commit("eight")
+    session = repo.writable_session("main")
+    to_icelite(
+        lazy.isel(time=slice(8, 12)).drop_vars("mask"), session, append_dim="time", chunkmanager_store_kwargs=options
+    )
+    session.commit("twelve")
+    with xr.open_dataset(tmp_path / "a.icelite") as found:
+        xr.testing.assert_allclose(found.load(), whole, atol=1e-9)
+    session = repo.writable_session("main")
+    patch = (lazy[["t"]].isel(time=slice(4, 8)) + 1).drop_vars("x")
+    to_icelite(patch, session, region="auto", chunkmanager_store_kwargs=options)
+    session.commit("patched")
+    with xr.open_dataset(tmp_path / "a.icelite") as found:
+        assert np.allclose(found.t[4:8], whole.t[4:8] + 1)
+        assert np.allclose(found.t[8:], whole.t[8:])
+
+
+def test_a_data_array_a_group_and_modes(tmp_path: Path) -> None:
+    from icelite.xarray import to_icelite
+
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    to_icelite(dataset().t, session, group="deep/er")
+    with pytest.raises(FileExistsError):
+        to_icelite(dataset().t, session, group="deep/er", mode="w-")
+    to_icelite(dataset().t.chunk(time=3) * 2, session, group="deep/er", mode="w")
+    session.commit("twice")
+    with xr.open_dataset(tmp_path / "a.icelite", group="deep/er") as found:
+        assert np.array_equal(found.t, dataset().t * 2)
+    with pytest.raises(InvalidInputError, match="not ndarray"):
+        to_icelite(np.zeros(3), repo.writable_session("main"))  # type: ignore[arg-type]
+    with pytest.raises(ReadOnlyError):
+        to_icelite(dataset(), repo.readonly_session("main"))

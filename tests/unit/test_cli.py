@@ -1,0 +1,225 @@
+"""The command line: each verb on a real catalog of real files, for people, for scripts, and with bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import oisst
+import pytest
+import xarray as xr
+
+import icelite
+from icelite.cli import main
+
+VERBS = ["create", "info", "log", "ls", "diff", "verify", "virtualize", "sources", "refs", "relocate"]
+VERBS += ["bundle", "export", "import"]
+
+
+class Shell:
+    """Runs ``icelite`` in a folder, in this process: a process for each would take two seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["icelite", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert ended.value.code == code, err.getvalue()
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        return json.loads(self.run(*arguments, "--json", code=code).stdout)
+
+    def fails(self, *arguments: str) -> str:
+        """The one line on stderr of a command that fails."""
+        done = self.run(*arguments, code=1)
+        assert done.stderr.startswith("icelite: error: ")
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A folder with four daily files, and a catalog of the first three that has a tag."""
+    folder = tmp_path_factory.mktemp("cli")
+    oisst.write_days(folder / "oisst", date(2024, 8, 30), 4, (18, 36))
+    shell = Shell(folder)
+    shell.run("virtualize", "oisst/*2024083*.nc", "oisst/*20240901.nc", "-o", "a.icelite", "--concat-dim", "time")
+    repo = icelite.Repository.open(folder / "a.icelite")
+    repo.create_tag("august", repo.lookup_branch("main"))
+    return shell
+
+
+def test_every_verb_has_help_with_an_example(shell: Shell) -> None:
+    listed = shell.run("--help").stdout
+    assert all(f"\n  {verb} " in listed for verb in VERBS)
+    from icelite.cli.main import commands
+
+    for verb in VERBS:
+        command = commands.commands[verb]
+        for leaf in getattr(command, "commands", {"": command}).values():
+            assert "icelite " in (leaf.help or ""), f"{verb} {leaf.name}"
+            assert any("--json" in option.opts for option in leaf.params), f"{verb} {leaf.name}"
+    assert "\n  icelite ls ocean.icelite\n" in shell.run("ls", "--help").stdout
+    assert icelite.__version__ in shell.run("--version").stdout
+
+
+def test_as_a_process_of_its_own(shell: Shell) -> None:
+    """Quiet on stderr where that is no terminal, and content with a reader that has seen enough."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "icelite"]
+    options: dict[str, Any] = {"cwd": shell.folder, "env": environment, "text": True, "timeout": 120, "check": False}
+    done = subprocess.run([*command, "sources", "a.icelite", "--check"], capture_output=True, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    failed = subprocess.run([*command, "log", "nope.icelite"], capture_output=True, **options)
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1
+    piped = subprocess.run(
+        f"{sys.executable} -m icelite refs a.icelite sst --json | head -c 1", shell=True, capture_output=True, **options
+    )
+    assert (piped.stdout, piped.stderr) == ("[", "")
+
+
+def test_create_and_info(shell: Shell) -> None:
+    made = shell.json("create", "new.icelite", "--objects", "chunks")
+    assert made["branch"] == "main"
+    facts = shell.json("info", "new.icelite")
+    assert facts["branches"] == {"main": made["snapshot_id"]}
+    assert (facts["snapshots"], facts["tags"], facts["required_access"]) == (1, {}, {})
+    assert "branch     main" in shell.run("info", "new.icelite").stdout
+    assert "already exists" in shell.fails("create", "new.icelite")
+
+
+def test_log_ls_and_diff(shell: Shell) -> None:
+    newest, first = shell.json("log", "a.icelite@august")
+    assert newest["message"].startswith("Add 3 files along time")
+    assert newest["parent_id"] == first["id"]
+    assert len(shell.json("log", "a.icelite", "-n", "1")) == 1
+    assert "august" in shell.run("log", "a.icelite").stdout
+    assert shell.json("log", f"a.icelite@{newest['id']}") == shell.json("log", "a.icelite@august")
+    nodes = {node["path"]: node for node in shell.json("ls", "a.icelite@august")}
+    assert nodes["/sst"]["shape"] == [3, 1, 18, 36]
+    assert (nodes["/sst"]["dtype"], nodes["/sst"]["dimensions"]) == ("int16", ["time", "zlev", "lat", "lon"])
+    assert [node["path"] for node in shell.json("ls", "a.icelite", "sst")] == ["/sst"]
+    assert "/sst" in shell.json("diff", "a.icelite@" + first["id"], "august")["new_arrays"]
+    assert "/sst" in shell.run("diff", "a.icelite@" + first["id"]).stdout
+
+
+def test_sources_refs_and_verify(shell: Shell) -> None:
+    files = shell.json("sources", "a.icelite@august", "--check")
+    assert [Path(row["path"]).name[-11:-3] for row in files] == ["20240830", "20240831", "20240901"]
+    assert {(row["references"], row["state"]) for row in files} == {(4, "ok")}
+    rows = shell.json("refs", "a.icelite@august", "sst")
+    with xr.open_dataset(shell.folder / "a.icelite", tag="august") as dataset:
+        assert len(rows) == dataset.sizes["time"]
+    assert {row["kind"] for row in rows} == {"virtual"}
+    assert "and 2 more" in shell.run("refs", "a.icelite@august", "sst", "-n", "1").stdout
+    assert shell.json("verify", "a.icelite@august", "--sources")["problems"] == []
+    assert shell.run("verify", "a.icelite").stdout == "no problems found\n"
+
+
+def test_a_changed_source_and_a_damaged_file_are_told(shell: Shell, tmp_path: Path) -> None:
+    oisst.write_days(tmp_path / "oisst", date(2024, 8, 30), 2, (18, 36))
+    here = Shell(tmp_path)
+    here.run("virtualize", "oisst/*.nc", "-o", "a.icelite", "--concat-dim", "time")
+    changed = min((tmp_path / "oisst").iterdir())
+    changed.write_bytes(changed.read_bytes() + b"x")
+    assert [row["state"] for row in here.json("sources", "a.icelite", "--check", code=1)] == ["changed", "ok"]
+    (problem,) = here.json("verify", "a.icelite", "--sources", code=1)["problems"]
+    assert changed.name in problem["subject"] + problem["detail"]
+    data = bytearray((tmp_path / "a.icelite").read_bytes())
+    data[-200:] = bytes(200)
+    (tmp_path / "a.icelite").write_bytes(data)
+    assert here.run("verify", "a.icelite", code=1).stdout or "damaged" in here.fails("verify", "a.icelite")
+
+
+def test_the_rest_of_the_month_is_appended(shell: Shell) -> None:
+    done = shell.json("virtualize", "oisst/*.nc", "-o", "a.icelite", "--concat-dim", "time")
+    assert [Path(url).name[-11:-3] for url in done["added"]] == ["20240902"]
+    again = shell.json("virtualize", "oisst/*.nc", "-o", "a.icelite", "--concat-dim", "time")
+    assert again["added"] == []
+    assert again["snapshot_id"] is None
+    with xr.open_dataset(shell.folder / "a.icelite") as found:
+        assert found.sizes["time"] == 4
+
+
+def test_bundle_export_import_relocate(shell: Shell) -> None:
+    with xr.open_dataset(shell.folder / "a.icelite", tag="august") as dataset:
+        expected = dataset.load()
+
+    def same(path: str, **options: Any) -> None:
+        with xr.open_dataset(shell.folder / path, **options) as found:
+            xr.testing.assert_identical(found.load().drop_attrs(), expected.drop_attrs())
+
+    shell.run("bundle", "a.icelite", "whole.icelite")
+    same("whole.icelite", tag="august")
+    shell.run("export", "zarr", "a.icelite@august", "plain.zarr")
+    with xr.open_zarr(shell.folder / "plain.zarr", consolidated=False) as found:  # packed values become float64 there
+        xr.testing.assert_allclose(found, expected)
+    shell.run("export", "kerchunk", "a.icelite@august", "refs.json")
+    shell.run("import", "kerchunk", "refs.json", "back.icelite")
+    same("back.icelite")
+    assert "already" in shell.fails("export", "zarr", "a.icelite", "plain.zarr")
+    assert shell.json("relocate", "back.icelite", "oisst/", "moved/", "--dry-run")["count"] == 3
+    shell.run("relocate", "back.icelite", "oisst/", "moved/")
+    assert {row["state"] for row in shell.json("sources", "back.icelite", "--check", code=1)} == {"missing"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["log", "nope.icelite"], "no repository"),
+        (["ls", "a.icelite@nope"], "no branch or tag 'nope'"),
+        (["ls", "a.icelite", "nope"], "nope"),
+        (["refs", "a.icelite", "nope"], "nope"),
+        (["virtualize", "nope/*.nc", "-o", "x.icelite", "--concat-dim", "time"], "nope/*.nc"),
+        (["sources", "a.icelite", "--access", "gopher://x"], "gopher"),
+        (["relocate", "a.icelite", "nope/", "moved/"], "nope/"),
+        (["bundle", "a.icelite", "a.icelite"], "already exists"),
+        (["import", "kerchunk", "nope.json", "x.icelite"], "nope.json"),
+        (["verify", "oisst/oisst-avhrr-v02r01.20240830.nc"], "not"),
+    ],
+)
+def test_bad_input_is_one_line(shell: Shell, arguments: list[str], words: str) -> None:
+    assert words in shell.fails(*arguments)
+    assert not (shell.folder / "x.icelite").exists()
+
+
+def test_text_of_a_catalog_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    session = repo.writable_session("main")
+    import zarr
+
+    zarr.create_group(session.store)
+    session.commit("\x1b[31mred\nand more")
+    shown = Shell(tmp_path).run("log", "a.icelite").stdout
+    assert "\x1b" not in shown
+    assert r"\x1b[31mred\nand more" in shown
+
+
+def test_an_at_sign_that_is_no_reference(tmp_path: Path) -> None:
+    from icelite.cli.catalogs import CATALOG, Catalog
+
+    (tmp_path / "me@home").mkdir()
+    convert: Callable[[str], Catalog] = lambda text: CATALOG.convert(text, None, None)  # noqa: E731
+    assert convert(f"{tmp_path}/me@home/a.icelite") == Catalog(f"{tmp_path}/me@home/a.icelite", None)
+    assert convert(f"{tmp_path}/me@home/a.icelite@v1") == Catalog(f"{tmp_path}/me@home/a.icelite", "v1")
+    assert convert("https://me@host/a.icelite").ref is None
+    assert convert("s3://bucket/a.icelite@v1") == Catalog("s3://bucket/a.icelite", "v1")
