@@ -191,6 +191,7 @@ _EDGES = {
     "kerchunk": ("icelite.kerchunk", "kerchunk"),
     "virtualizarr": ("icelite.virtualizarr", "virtual"),
     "virtualize": ("icelite.virtualizarr.virtualize", "virtual"),
+    "VirtualizeSummary": ("icelite.virtualizarr.virtualize", "virtual"),
     "xarray": ("icelite.xarray", "xarray"),
 }
 
@@ -204,4 +205,4 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         message = f"icelite.{name} needs {error.name}, which is not installed: pip install 'icelite[{extra}]'"
         raise ModuleNotFoundError(message, name=error.name) from error
-    return found.virtualize if name == "virtualize" else found
+    return getattr(found, name, found)  # the function or class of that name, else the module itself

@@ -97,6 +97,14 @@ class VirtualChunkContainer:
                 ErrorKind.STORAGE_CONFIG,
             )
 
+    def at(self, url_prefix: str) -> VirtualChunkContainer:
+        """The same container in another place: with its name, if it has one, and its store, if that can serve there."""
+        same = url_prefix.partition("://")[0] == self.url_prefix.partition("://")[0] != "file"
+        name = None if self.name == self.url_prefix else self.name
+        moved = VirtualChunkContainer(url_prefix, self.store if same else None, name)
+        object.__setattr__(moved, "from_catalog", self.from_catalog)
+        return moved
+
     def options(self) -> dict[str, Any]:
         """The store as a JSON-able object, for the catalog; `from_options` reads it back."""
         if self.store is None:
@@ -144,7 +152,7 @@ def _bad_options() -> InvalidInputError:
 def _is_option(name: str, value: object) -> bool:
     if name in ("region", "endpoint_url"):
         return isinstance(value, str)
-    return type(value) is (int if name == "network_stream_timeout_seconds" else bool)
+    return type(value) is (int if name in ("network_stream_timeout_seconds", "max_attempts") else bool)
 
 
 class RepositoryConfig:
@@ -154,6 +162,9 @@ class RepositoryConfig:
     ----------
     inline_chunk_threshold_bytes
         Where objects are used, chunks up to this many bytes go into the catalog all the same; default 512.
+    object_target_bytes
+        Where objects are used, smaller chunks that are written together share an object of about this many bytes;
+        default 8 MiB. With 0 each chunk is an object.
     busy_timeout_seconds
         How long a write waits for another process; default 30.
     virtual_chunk_containers
@@ -170,14 +181,18 @@ class RepositoryConfig:
         inline_chunk_threshold_bytes: int | None = None,
         busy_timeout_seconds: float | None = None,
         virtual_chunk_containers: Mapping[str, VirtualChunkContainer] | None = None,
+        object_target_bytes: int | None = None,
     ) -> None:
         self._inline_chunk_threshold_bytes: int | None = None
         self._busy_timeout_seconds: float | None = None
+        self._object_target_bytes: int | None = None
         self._containers: dict[str, VirtualChunkContainer] | None = None
         if inline_chunk_threshold_bytes is not None:
             self.inline_chunk_threshold_bytes = inline_chunk_threshold_bytes
         if busy_timeout_seconds is not None:
             self.busy_timeout_seconds = busy_timeout_seconds
+        if object_target_bytes is not None:
+            self.object_target_bytes = object_target_bytes
         for container in (virtual_chunk_containers or {}).values():
             self.set_virtual_chunk_container(container)
 
@@ -198,6 +213,17 @@ class RepositoryConfig:
         self._inline_chunk_threshold_bytes = value
 
     @property
+    def object_target_bytes(self) -> int:
+        """Bytes of the objects that smaller chunks share where objects are used."""
+        return 8 << 20 if self._object_target_bytes is None else self._object_target_bytes
+
+    @object_target_bytes.setter
+    def object_target_bytes(self, value: int) -> None:
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise _out_of_range("object_target_bytes", value, "a number of bytes from 0 to 2**31 - 1")
+        self._object_target_bytes = value
+
+    @property
     def busy_timeout_seconds(self) -> float:
         """Seconds that a write waits for another process."""
         return 30.0 if self._busy_timeout_seconds is None else self._busy_timeout_seconds
@@ -214,8 +240,9 @@ class RepositoryConfig:
         return None if self._containers is None else dict(self._containers)
 
     def set_virtual_chunk_container(self, cont: VirtualChunkContainer) -> None:
-        """Add a container, or replace the one with the same prefix."""
-        self._containers = {**(self._containers or {}), cont.url_prefix: cont}
+        """Add a container, or replace the one with the same prefix or name: then references through it follow."""
+        others = {p: known for p, known in (self._containers or {}).items() if known.name != cont.name}
+        self._containers = {**others, cont.url_prefix: cont}
 
     def get_virtual_chunk_container(self, url_prefix: str) -> VirtualChunkContainer | None:
         """The container with this prefix (final ``/`` or not), or None."""
@@ -226,10 +253,12 @@ class RepositoryConfig:
         self._containers = {}
 
     def merge(self, other: RepositoryConfig) -> RepositoryConfig:
-        """A new configuration: this one with what ``other`` sets laid over it; containers are joined by prefix."""
+        """A new configuration: this one with what ``other`` sets laid over it, container by container."""
         merged = RepositoryConfig.from_dict({**self.to_dict(), **other.to_dict()})
         if self._containers is not None or other._containers is not None:
-            merged._containers = {**(self._containers or {}), **(other._containers or {})}
+            merged._containers = dict(self._containers or {})
+            for container in (other._containers or {}).values():
+                merged.set_virtual_chunk_container(container)
         return merged
 
     def to_dict(self) -> dict[str, Any]:
@@ -237,6 +266,7 @@ class RepositoryConfig:
         given = {
             "inline_chunk_threshold_bytes": self._inline_chunk_threshold_bytes,
             "busy_timeout_seconds": self._busy_timeout_seconds,
+            "object_target_bytes": self._object_target_bytes,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -249,7 +279,11 @@ class RepositoryConfig:
         InvalidInputError
             ``invalid-argument`` for a value out of range or of the wrong type.
         """
-        return cls(values.get("inline_chunk_threshold_bytes"), values.get("busy_timeout_seconds"))
+        return cls(
+            values.get("inline_chunk_threshold_bytes"),
+            values.get("busy_timeout_seconds"),
+            object_target_bytes=values.get("object_target_bytes"),
+        )
 
     def __eq__(self, other: object) -> bool:
         return self.__dict__ == other.__dict__ if isinstance(other, RepositoryConfig) else NotImplemented

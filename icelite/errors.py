@@ -28,6 +28,7 @@ class ErrorKind(StrEnum):
     BRANCH_NOT_FOUND = "branch-not-found"
     TAG_NOT_FOUND = "tag-not-found"
     REPOSITORY_NOT_FOUND = "repository-not-found"
+    LOCATION_NOT_FOUND = "location-not-found"
     # AlreadyExistsError
     NODE_ALREADY_EXISTS = "node-already-exists"
     BRANCH_ALREADY_EXISTS = "branch-already-exists"
@@ -35,6 +36,7 @@ class ErrorKind(StrEnum):
     TAG_PREVIOUSLY_DELETED = "tag-previously-deleted"
     MOVE_WONT_OVERWRITE = "move-wont-overwrite"
     REPOSITORY_ALREADY_EXISTS = "repository-already-exists"
+    TARGET_ALREADY_EXISTS = "target-already-exists"
     # ReadOnlyError
     READ_ONLY_SESSION = "read-only-session"
     READ_ONLY_STORE = "read-only-store"
@@ -57,9 +59,14 @@ class ErrorKind(StrEnum):
     INVALID_CREDENTIALS = "invalid-credentials"
     NO_CONTAINER_FOR_VIRTUAL_CHUNK = "no-container-for-virtual-chunk"
     UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER = "unauthorized-virtual-chunk-container"
+    UNAUTHORIZED_OBJECTS = "unauthorized-objects"
     INVALID_DATASET = "invalid-dataset"
+    UNKNOWN_FORMAT = "unknown-format"
+    UNREFERENCEABLE_DATA = "unreferenceable-data"
+    MISSING_PACKAGE = "missing-package"
     INVALID_FEATURE_FLAG = "invalid-feature-flag"
     BAD_SNAPSHOT_CHAIN_FOR_DIFF = "bad-snapshot-chain-for-diff"
+    INVALID_REFERENCES = "invalid-references"
     # SessionStateError
     COMMIT_NOT_ALLOWED = "commit-not-allowed"
     NO_CHANGES_TO_COMMIT = "no-changes-to-commit"
@@ -85,6 +92,9 @@ class ErrorKind(StrEnum):
     VIRTUAL_CHUNK_FETCH = "virtual-chunk-fetch"
     VIRTUAL_CHUNK_MODIFIED = "virtual-chunk-modified"
     INVALID_OBJECT_SIZE = "invalid-object-size"
+    CATALOG_REPLACED = "catalog-replaced"
+    UNSAFE_STORAGE = "unsafe-storage"
+    UNREADABLE_SOURCE = "unreadable-source"
     # FormatError
     NOT_A_CATALOG = "not-a-catalog"
     EMPTY_FILE = "empty-file"

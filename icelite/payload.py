@@ -1,17 +1,21 @@
-"""From a chunk reference to its bytes: inline ones from the catalog, virtual ones through the gates of `virtual`.
+"""From a chunk reference to its bytes: inline ones from the catalog, others through the gates of `virtual`.
 
 Reads here are blocking; only those of a remote source have an asynchronous form worth awaiting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from icelite.catalog.database import Catalog
 from icelite.catalog.locations import INLINE, lookup_location
-from icelite.catalog.payloads import lookup_payload, lookup_payload_range
+from icelite.catalog.payloads import lookup_payload, lookup_payload_range, lookup_payloads
+from icelite.catalog.settings import list_containers
 from icelite.change_set import StagedRef
-from icelite.types import ChunkRef, Location
+from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.objects import NoObjects, Objects, virtual_location
+from icelite.types import ChunkRef, ChunkType, Location, SourceStamp
 from icelite.virtual import Source, VirtualAccess
 
 _K = TypeVar("_K")
@@ -24,9 +28,10 @@ Window = tuple[int, int]
 class Payloads:
     """Reads the bytes of chunk references for one session."""
 
-    def __init__(self, catalog: Catalog, access: VirtualAccess) -> None:
+    def __init__(self, catalog: Catalog, access: VirtualAccess, objects: Objects | NoObjects | None = None) -> None:
         self._catalog = catalog
         self._access = access
+        self._objects = objects or NoObjects()
         self._by_id: dict[int, Source] = {}
         self._by_location: dict[Location, Source] = {}
 
@@ -58,6 +63,10 @@ class Payloads:
             return True
         return self.source(ref, chunk).is_local
 
+    def read_inline(self, chunks: Mapping[int, str]) -> dict[int, bytes]:
+        """The bytes of many inline chunks, by payload id; see `icelite.catalog.payloads.lookup_payloads`."""
+        return lookup_payloads(self._catalog, chunks)
+
     def _inline(self, ref: ChunkRef, chunk: str, window: Window | None) -> bytes:
         if window is None or window == (0, ref.length):
             return lookup_payload(self._catalog, ref.offset, chunk)
@@ -71,15 +80,90 @@ class Payloads:
         if isinstance(ref, ChunkRef):
             source = self._by_id.get(ref.location_id)
             if source is None:
-                location = lookup_location(self._catalog, ref.location_id)
-                source = self._access.open(location, chunk)
+                source = FollowedSource(self, ref.location_id, chunk)
                 _keep(self._by_id, ref.location_id, source)
             return source
         source = self._by_location.get(ref.location)
         if source is None:
-            source = self._access.open(ref.location, chunk)
+            source = self._open(ref.location, chunk)
             _keep(self._by_location, ref.location, source)
         return source
+
+    def location(self, ref: ChunkRef) -> Location:
+        """The location that a reference of the catalog names."""
+        return lookup_location(self._catalog, ref.location_id)
+
+    def url(self, location: Location) -> str:
+        """The absolute URL of a location, for display; of an object whose place is not known its key."""
+        if location.kind != ChunkType.native:
+            return self._access.url(location)
+        root = self._objects.root
+        return location.path if root is None else self._access.url(virtual_location(location, root))
+
+    def _open(self, location: Location, chunk: str) -> Source:
+        if location.kind == ChunkType.native:
+            location = self._objects.location(location, chunk)
+        try:
+            return self._access.open(location, chunk)
+        except InvalidInputError as error:  # a container may have been added since the repository was opened
+            if error.kind != ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK or not self._reload():
+                raise
+        return self._access.open(location, chunk)
+
+    def open_numbered(self, location_id: int, chunk: str, *, again: bool = False) -> Source:
+        """The source of a location of the catalog, by its number; ``again``: as things are by now. Raises as `read`."""
+        if again:
+            self._reload()
+        return self._open(lookup_location(self._catalog, location_id), chunk)
+
+    def forget(self) -> None:
+        """Look up locations again: the session stands on another snapshot, and numbers of removed ones return."""
+        self._by_id.clear()
+
+    def _reload(self) -> bool:
+        with self._catalog.read() as txn:
+            return self._access.reload(list_containers(txn))
+
+
+class FollowedSource:
+    """A source of the catalog that is looked for in its new place when it cannot be read where it was.
+
+    `Repository.relocate` may have moved it since it was opened; as long as it can be read, nobody asks.
+    """
+
+    def __init__(self, payloads: Payloads, location_id: int, chunk: str) -> None:
+        self._payloads = payloads
+        self._location_id = location_id
+        self._source = payloads.open_numbered(location_id, chunk)
+        self.is_local = self._source.is_local
+
+    def read(self, offset: int, length: int, chunk: str) -> bytes:
+        """See `Source.read`."""
+        try:
+            return self._source.read(offset, length, chunk)
+        except StorageError:
+            if not self._has_moved(chunk):
+                raise
+        return self._source.read(offset, length, chunk)
+
+    async def read_async(self, offset: int, length: int, chunk: str) -> bytes:
+        """See `Source.read_async`."""
+        try:
+            return await self._source.read_async(offset, length, chunk)
+        except StorageError:
+            if not self._has_moved(chunk):
+                raise
+        return await self._source.read_async(offset, length, chunk)
+
+    def check(self, chunk: str | None) -> SourceStamp | None:
+        """See `Source.check`."""
+        return self._source.check(chunk)
+
+    def _has_moved(self, chunk: str) -> bool:
+        before = self._source
+        self._source = self._payloads.open_numbered(self._location_id, chunk, again=True)
+        self.is_local = self._source.is_local
+        return self._source is not before
 
 
 def _keep(known: dict[_K, Source], key: _K, source: Source) -> None:

@@ -18,7 +18,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -184,8 +184,11 @@ def check_header(connection: apsw.Connection, path: Path | None) -> None:
         )
 
 
-def check_content(connection: apsw.Connection, path: Path | None, check: str) -> None:
+def check_content(connection: apsw.Connection, path: Path | None, check: str, digest: str | None = None) -> None:
     """Check length and schema, and everything else with ``integrity_check`` where ``check`` asks for it.
+
+    Without a path (in memory, or read over a network by ranges) only the schema can be checked. A digest of its bytes
+    is what a copy of a remote catalog is remembered by.
 
     Raises
     ------
@@ -208,12 +211,13 @@ def check_content(connection: apsw.Connection, path: Path | None, check: str) ->
                 " differ; it was changed by something else and is not trusted",
                 ErrorKind.UNEXPECTED_SCHEMA,
             )
-        if path is not None and (check == "always" or (check == "auto" and not _is_known(path))):
+        news = path is not None and (check == "always" or (check == "auto" and not _is_known(path, digest)))
+        if path is not None and news:
             _check_integrity(connection, path)
     finally:
         connection.execute(ROLLBACK)
-    if path is not None and check != "never":
-        remember(path)
+    if path is not None and news:
+        remember(path, digest)
 
 
 def check_length(connection: apsw.Connection, path: Path) -> None:
@@ -243,12 +247,16 @@ def _schema(connection: apsw.Connection) -> set[tuple[str, str, str, str]]:
     found = set()
     for row in connection.execute(SELECT_SCHEMA).fetchall():
         kind, name, table, sql = map(str, row)
-        bare = re.sub(r"--[^\n]*", "", sql)
-        if not re.search(r"""['"`\[]""", bare):
-            sql = " ".join(bare.split())
+        sql = _bare(sql)
         if (kind, name, sql) not in _STATISTICS:
             found.add((kind, name, table, sql))
     return found
+
+
+@lru_cache(maxsize=32)  # every session that opens sees the same texts
+def _bare(sql: str) -> str:
+    bare = re.sub(r"--[^\n]*", "", sql)
+    return sql if re.search(r"""['"`\[]""", bare) else " ".join(bare.split())
 
 
 @cache
@@ -283,13 +291,15 @@ def close_doors(connection: apsw.Connection, change_set: bool) -> None:
     connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
     tables = {name for kind, name, _, _ in _expected_schema() if kind == "table"} | {""}
     schemas = {"main", "staged"} if change_set else {"main"}
+    readable = tables | {"json_each"}  # a function in FROM: the values of a JSON text that we bind
     allowed = _READS | _WRITES
 
     def authorize(op: int, first: str | None, _: str | None, schema: str | None, __: str | None) -> int:
         if op not in allowed:
             return apsw.SQLITE_DENY
         if op in _WRITES or (op == apsw.SQLITE_READ and schema in ("main", "staged")):
-            return apsw.SQLITE_OK if first in tables and schema in schemas else apsw.SQLITE_DENY
+            known = tables if op in _WRITES else readable
+            return apsw.SQLITE_OK if first in known and schema in schemas else apsw.SQLITE_DENY
         return apsw.SQLITE_OK
 
     connection.authorizer = authorize
@@ -308,27 +318,32 @@ def doors_open(connection: apsw.Connection) -> Iterator[None]:
         connection.limit(apsw.SQLITE_LIMIT_ATTACHED, limit)
 
 
-def _stamp(path: Path) -> tuple[Path, str]:
+def _stamp(path: Path, digest: str | None) -> tuple[Path, str]:
+    known = Path(platformdirs.user_cache_dir("icelite")) / "known"
+    if digest is not None:
+        return known / digest, digest
     real = path.resolve()
     status = real.stat()
     key = hashlib.sha256(str(real).encode()).hexdigest()[:32]
-    place = Path(platformdirs.user_cache_dir("icelite")) / "known" / key
-    return place, f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    return known / key, f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
-def _is_known(path: Path) -> bool:
+def _is_known(path: Path, digest: str | None) -> bool:
     try:
-        place, stamp = _stamp(path)
+        place, stamp = _stamp(path, digest)
         return place.read_text() == stamp
     except OSError:  # not remembered, or no cache directory: the file is checked
         return False
 
 
-def remember(path: Path) -> None:
-    """Note that the file as it is now was written or checked by icelite on this machine."""
+def remember(path: Path, digest: str | None = None) -> None:
+    """Note that icelite wrote or checked the file as it is now, or any file with this digest, on this machine."""
     try:
-        place, stamp = _stamp(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(stamp)
+        place, stamp = _stamp(path, digest)
+        try:
+            place.write_text(stamp)
+        except FileNotFoundError:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(stamp)
     except OSError:  # no writable cache directory: the next opening checks the file again
         return

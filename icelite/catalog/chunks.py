@@ -5,6 +5,8 @@ A chunk is named by its grid position as text, ``12/0/3`` (``""`` for an array w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,15 @@ SELECT_CHUNK_VERSIONS = """
 SELECT seg, seq, location_id, offset, length FROM chunk_ref
 WHERE node_id = ?1 AND chunk = ?2 AND seq <= ?3 ORDER BY seq DESC
 """
+# Many chunks at once, named by a JSON list; `key` is the place in that list.
+SELECT_CHUNKS = (
+    LINEAGE
+    + """
+SELECT k.key, max(r.seq), r.location_id, r.offset, r.length
+FROM json_each(?4) k CROSS JOIN chunk_ref r CROSS JOIN lineage l
+WHERE r.node_id = ?3 AND r.chunk = k.value AND r.seq <= ?2 AND l.seg = r.seg AND r.seq <= l.bound GROUP BY k.key
+"""
+)
 # With max(), SQLite takes the other columns from the row that holds it (https://sqlite.org/lang_select.html#bareagg).
 _VISIBLE = """
   SELECT r.chunk, max(r.seq), r.location_id, r.offset, r.length FROM chunk_ref r CROSS JOIN lineage l
@@ -44,12 +55,36 @@ SELECT kind, sum(length) FROM (
   ) l ON l.id = r.location_id
 ) GROUP BY kind
 """
+# What a snapshot has in each location. The references of all its arrays are grouped in the order of their key.
+SELECT_SOURCES = (
+    LINEAGE
+    + """
+SELECT location_id, count(*), sum(length), max(offset + length) FROM (
+  SELECT max(r.seq), r.location_id, r.offset, r.length FROM chunk_ref r CROSS JOIN lineage l
+  WHERE r.node_id IN (SELECT node_id FROM (
+      SELECT n.node_id, n.metadata, max(n.seq) FROM node n CROSS JOIN lineage l
+      WHERE l.seg = n.seg AND n.seq <= l.bound GROUP BY n.path
+    ) WHERE metadata IS NOT NULL)
+    AND r.seq <= ?2 AND l.seg = r.seg AND r.seq <= l.bound
+  GROUP BY r.node_id, r.chunk
+) WHERE location_id IS NOT NULL GROUP BY location_id
+"""
+)
 SELECT_STORED_BYTES = LINEAGE + f"SELECT coalesce(sum(length), 0) FROM ({_VISIBLE}) WHERE location_id IS NOT NULL"
 
 SCAN_ROWS = 500_000  # references in one string: about 10 bytes each, four strings
 ALL_ROWS = -1
 FIRST = ""
 AFTER = " "  # sorts before every character of a grid position: what follows a chunk begins here
+
+
+class Use(NamedTuple):
+    """What a snapshot has in one location: references, the sum of their lengths, and the first byte behind them all."""
+
+    location_id: int
+    references: int
+    bytes: int
+    end: int
 
 
 class ChunkColumns(NamedTuple):
@@ -73,6 +108,18 @@ def find_chunk(catalog: Catalog, view: View, node_id: int, chunk: str) -> ChunkR
     return None
 
 
+def find_chunks(catalog: Catalog, view: View, node_id: int, chunks: Sequence[str]) -> list[ChunkRef | None]:
+    """`find_chunk` for many chunks of one array, in one statement."""
+    found: list[ChunkRef | None] = [None] * len(chunks)
+    with catalog.read() as txn:
+        names = '["' + '","'.join(chunks) + '"]'  # grid positions need no escaping
+        rows = txn.rows(SELECT_CHUNKS, (view.seg, view.seq, node_id, names))
+    for place, _, location_id, offset, length in rows:
+        if location_id is not None:
+            found[place] = ChunkRef(location_id, offset, length)
+    return found
+
+
 def scan_chunks(catalog: Catalog, view: View, node_id: int) -> list[ChunkColumns]:
     """All references of an array, in blocks of at most `SCAN_ROWS`; deleted ones left out.
 
@@ -88,26 +135,40 @@ def scan_chunks(catalog: Catalog, view: View, node_id: int) -> list[ChunkColumns
             columns = txn.row(SCAN_CHUNKS, (view.seg, view.seq, node_id, start, SCAN_ROWS))
             if columns is None or columns[0] is None:
                 return blocks
-            block = _columns(f"array {node_id}", *columns)
-            if len(block.chunks) != len(block.lengths):
-                raise damaged(f"array {node_id}", "a grid position has a line break")
-            blocks.append(_present(block))
+            block = as_columns(f"array {node_id}", *columns)
+            blocks.append(kept(block, block.location_ids != 0))
             if len(block.chunks) < SCAN_ROWS:
                 return blocks
             start = block.chunks[-1] + AFTER
 
 
-def _columns(what: str, chunks: str, location_ids: str, offsets: str, lengths: str) -> ChunkColumns:
+def as_columns(what: str, chunks: str, location_ids: str, offsets: str, lengths: str) -> ChunkColumns:
+    """The columns that a query joined to strings.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
     numbers = (np.fromstring(text, dtype=np.int64, sep=",") for text in (location_ids, offsets, lengths))
-    return ChunkColumns(split_positions(chunks, what), *numbers)
+    block = ChunkColumns(split_positions(chunks, what), *numbers)
+    if len(block.chunks) != len(block.lengths):
+        raise damaged(what, "a grid position has a line break")
+    return block
 
 
-def _present(block: ChunkColumns) -> ChunkColumns:
-    keep = block.location_ids != 0
+def kept(block: ChunkColumns, keep: npt.NDArray[np.bool_]) -> ChunkColumns:
+    """The rows of a block that are marked."""
     if keep.all():
         return block
-    chunks = [chunk for chunk, kept in zip(block.chunks, keep, strict=True) if kept]
-    return ChunkColumns(chunks, block.location_ids[keep], block.offsets[keep], block.lengths[keep])
+    return ChunkColumns(
+        list(compress(block.chunks, keep)), block.location_ids[keep], block.offsets[keep], block.lengths[keep]
+    )
+
+
+def list_uses(txn: Transaction, view: View) -> list[Use]:
+    """What a snapshot has in each of its locations, inline ones included."""
+    return [Use(*row) for row in txn.rows(SELECT_SOURCES, (view.seg, view.seq))]
 
 
 def stored_bytes(catalog: Catalog, view: View, node_id: int) -> int:

@@ -12,7 +12,7 @@ import random
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
@@ -123,23 +123,65 @@ def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]
         _write_first_rows(anchor, initialize)
         _anchors[storage.name] = anchor
         return
-    stale = _find_sidecar(storage.path)  # before the file: whoever writes a journal has the file already
-    if os.path.lexists(storage.path):
-        raise checks.already_exists(storage.path)
+    check_free(storage.path)
+    with _draft(storage.path) as connection:
+        _write_first_rows(connection, initialize)
+
+
+def create_filled(path: Path, fill: Callable[[apsw.Connection], None]) -> None:
+    """Make a catalog from whatever ``fill`` puts into an empty database; it need not make anything durable.
+
+    Raises
+    ------
+    AlreadyExistsError, RepositoryNotFoundError, StorageError, FormatError
+        As `create`.
+    """
+    check_free(path)
+    with _draft(path) as connection:
+        fill(connection)
+        connection.pragma("synchronous", "full")
+        connection.execute(BEGIN_WRITE)
+        connection.pragma("user_version", checks.FORMAT_VERSION)  # any change: its COMMIT syncs the whole file
+        connection.execute(COMMIT)
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[apsw.Connection]:
+    """A connection to an empty file, which gets its name when the block ends, and goes when it raises."""
+    draft = path.with_name(f".icelite-{secrets.token_hex(8)}")
+    _make_empty_file(draft, path)
+    try:
+        with contextlib.closing(_open(draft, "", 0)) as connection:
+            yield connection
+        _give_name(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Let a finished catalog, which nobody has open, appear under its name; raises as `check_free`."""
+    check_free(path)
+    _give_name(draft, path)
+    draft.unlink(missing_ok=True)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a place where there is a file already, or a journal that would be played back into a new one.
+
+    Raises
+    ------
+    AlreadyExistsError, FormatError, StorageError
+        ``repository-already-exists``; ``unsafe-sidecar``; ``io``.
+    """
+    stale = _find_sidecar(path)  # before the file: whoever writes a journal has the file already
+    if os.path.lexists(path):
+        raise checks.already_exists(path)
     if stale is not None:
         raise FormatError(
-            f"{stale} was left by a catalog that is gone, and would be played back into a new {storage.path.name};"
+            f"{stale} was left by a catalog that is gone, and would be played back into a new {path.name};"
             " remove it first",
             ErrorKind.UNSAFE_SIDECAR,
         )
-    draft = storage.path.with_name(f".icelite-{secrets.token_hex(8)}")
-    _make_empty_file(draft, storage.path)
-    try:
-        with contextlib.closing(_open(draft, "", 0)) as connection:
-            _write_first_rows(connection, initialize)
-        _give_name(draft, storage.path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _find_sidecar(path: Path) -> Path | None:

@@ -5,11 +5,13 @@ Invariants
 - `Catalog.read` and `Catalog.write` are the only transactions on the repository; `Catalog.stage` is the third
   door and touches nothing but the session's private change set. A commit hook refuses any other commit.
 - Every write begins IMMEDIATE, so it never fails half way for want of a lock; no object or network I/O
-  happens inside it. What must happen after it is durable is queued on the transaction (`after_commit`).
+  happens inside it, but the publishing of a remote catalog, whose copy nobody else waits for. What must happen
+  after it is durable is queued on the transaction (`after_commit`).
 - No row leaves this module while its statement is open: a reader never holds a lock across user code.
 - The file is never opened by another route in this process: closing such a handle would drop SQLite's POSIX
   locks (https://sqlite.org/howtocorrupt.html, section 2.2).
-- apsw's exceptions become icelite's here and nowhere else.
+- apsw's exceptions become icelite's here (`icelite.catalog.failures`) and nowhere else.
+- A catalog elsewhere is a `RemoteView`: a read first catches up with what this process knows, a write is published.
 """
 
 from __future__ import annotations
@@ -25,16 +27,9 @@ from typing import Any
 
 import apsw
 
-from icelite.catalog import checks, connections
-from icelite.errors import (
-    ErrorKind,
-    FormatError,
-    IceliteError,
-    InternalError,
-    ReadOnlyError,
-    SessionStateError,
-    StorageError,
-)
+from icelite.catalog import checks, connections, remote
+from icelite.catalog.failures import translate, translated
+from icelite.errors import ErrorKind, InternalError, ReadOnlyError, SessionStateError
 from icelite.storage import StorageConfig
 
 Row = tuple[Any, ...]
@@ -111,28 +106,24 @@ class Catalog:
     """
 
     def __init__(
-        self,
-        storage: StorageConfig,
-        *,
-        change_set: bool = False,
-        check: str = "auto",
-        busy_timeout: float = 30.0,
+        self, storage: StorageConfig, *, change_set: bool = False, check: str = "auto", busy_timeout: float = 30.0
     ) -> None:
         self.storage = storage
-        self.path = storage.path
         self.busy_timeout = busy_timeout
         self._lock = threading.RLock()
         self._trusted = check != "never"
         self._options = change_set, check
-        self._connect()
+        self._connect(whole=change_set)
 
-    def _connect(self) -> None:
-        if self.path is not None:
-            checks.check_place(self.path)
+    def _connect(self, *, whole: bool) -> None:
+        self._remote = remote.view(self.storage, whole=whole, check=self._options[1])
+        self.path = self.storage.path if self._remote is None else self._remote.path
         self._forks = connections.forks()
         self._door = connections.Door()
         with self._translated():
-            self._connection = connections.connect(self.storage)
+            if self.path is not None:
+                checks.check_place(self.path)
+            self._connection = connections.connect(self.storage) if self._remote is None else self._remote.connect()
             try:
                 self._prepare(*self._options)
             except BaseException:
@@ -163,7 +154,7 @@ class Catalog:
         connections.abandon(self._connection)
         self._release.detach()
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
-        self._connect()
+        self._connect(whole=self.path is not None)
 
     def _prepare(self, change_set: bool, check: str) -> None:
         connection = self._connection
@@ -172,7 +163,7 @@ class Catalog:
         checks.check_header(connection, self.path)
         try:
             connections.set_pragmas(connection)
-            checks.check_content(connection, self.path, check)
+            checks.check_content(connection, self.path, check, None if self._remote is None else self._remote.digest)
         except apsw.CorruptError:
             if self.path is not None:
                 checks.check_length(connection, self.path)  # a truncated file says so
@@ -182,7 +173,7 @@ class Catalog:
             connection.execute((files("icelite.catalog") / "staging.sql").read_text())
         checks.close_doors(connection, change_set)
         connection.set_commit_hook(self._door.refuses_commit)
-        self.read_only = bool(connection.readonly("main"))
+        self.read_only = bool(connection.readonly("main")) if self._remote is None else self._remote.read_only
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -192,6 +183,7 @@ class Catalog:
             if self._door.name is not None:  # inside another door: its transaction is the view
                 yield self._transaction
                 return
+            self._catch_up()
             with self._transact(BEGIN_READ, "read"):
                 yield self._transaction
 
@@ -201,18 +193,19 @@ class Catalog:
 
         Raises
         ------
-        ReadOnlyError, StorageError
+        ReadOnlyError, StorageError, ConflictError
             ``read-only-storage``; ``busy`` when another process held the file past the deadline;
-            ``storage-full``, ``io``.
+            ``storage-full``, ``io``; ``commit-conflict`` when somebody else published a remote catalog meanwhile.
         """
         self._check_fork()
         with self._lock, self._translated():
             self.check_writable()
-            transaction = Transaction(self._connection)
-            with self._transact(BEGIN_WRITE, "write"):
-                yield transaction
-            if self.path is not None and self._trusted:
-                checks.remember(self.path)
+            with self._up_to_date():
+                transaction = Transaction(self._connection)
+                with self._transact(BEGIN_WRITE, "write"):
+                    yield transaction
+                    if self._remote is not None:  # before COMMIT: what is not published is rolled back
+                        self._remote.publish(self._connection)
         for action in transaction.after_commit:
             action()
 
@@ -224,6 +217,8 @@ class Catalog:
         ReadOnlyError
             ``read-only-storage``.
         """
+        if self.read_only and self._remote is not None:
+            raise self._remote.refusal()
         if self.read_only:
             raise ReadOnlyError(
                 f"{self.storage.name} cannot be written: the file or its file system is read-only",
@@ -234,22 +229,57 @@ class Catalog:
     def stage(self) -> Iterator[Transaction]:
         """Change the private change set; the repository is neither locked nor touched."""
         self._check_fork()
-        with self._lock, self._translated(), self._transact(BEGIN_READ, "stage"):
-            yield self._transaction
+        with self._lock, self._translated():
+            self._catch_up()
+            with self._transact(BEGIN_READ, "stage"):
+                yield self._transaction
+
+    def refresh(self) -> None:
+        """Learn of commits that others published to a remote catalog; a local one needs no asking."""
+        if self._remote is not None:
+            self._remote.refresh()
+
+    def _catch_up(self) -> None:
+        if self._remote is None or self._door.name is not None or not self._remote.is_behind():
+            return
+        if self.path is not None:
+            self._remote.catch_up()
+        else:
+            self._reconnect(whole=False)
+
+    def _reconnect(self, *, whole: bool) -> None:
+        release = self._release
+        self._connect(whole=whole)  # first: while that fails, the old connection serves
+        release()
+
+    @contextmanager
+    def _up_to_date(self) -> Iterator[None]:
+        """Around a write: begin it on the newest version, and remember what it made."""
+        if self._remote is not None:
+            if self.path is None:
+                self._reconnect(whole=True)
+            self._remote.begin()
+        yield
+        if self._remote is not None:
+            self._remote.settle()
+        if self.path is not None and self._trusted:
+            checks.remember(self.path, None if self._remote is None else self._remote.digest)
 
     def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
         """The first row of one query that needs no wider view: a read transaction of its own."""
         self._check_fork()
         with self._lock:
+            self._catch_up()
             try:
                 rows = self._connection.execute(sql, bindings).fetchall()
             except (apsw.Error, UnicodeDecodeError) as error:
-                raise _error(error, self.storage.name, self.busy_timeout) from error
+                raise translate(error, self.storage.name, self.busy_timeout) from error
         return rows[0] if rows else None
 
     def data_version(self) -> int:
         """A number that is another one after each commit, by whomever, that this connection has noticed by reading."""
-        return self._connection.data_version()
+        with self._lock:
+            return self._connection.data_version()
 
     def vacuum(self) -> tuple[int, int]:
         """Rebuild the file without its free pages; its size before and after, in bytes.
@@ -264,13 +294,24 @@ class Catalog:
         self._check_fork()
         with self._lock, self._translated():
             self.check_writable()
-            with self._between_transactions("write"), checks.doors_open(self._connection):
+            with self._up_to_date(), self._between_transactions("write"), checks.doors_open(self._connection):
                 before = self._size()
                 self._connection.execute(VACUUM)
                 after = self._size()
-            if self.path is not None and self._trusted:
-                checks.remember(self.path)
+                if self._remote is not None:
+                    self._remote.publish(self._connection)
         return before, after
+
+    def copy_into(self, empty: apsw.Connection) -> None:
+        """Copy the whole repository as it is now into an empty database, page by page; nobody can commit meanwhile."""
+        self._check_fork()
+        with (
+            self._lock,
+            self._translated(),
+            self._between_transactions("read"),
+            empty.backup("main", self._connection, "main") as copying,
+        ):
+            copying.step(-1)
 
     def find_damage(self) -> list[str]:
         """What SQLite finds wrong with the pages, the indexes and the constraints of the file, each a sentence.
@@ -315,12 +356,16 @@ class Catalog:
             self._door.name = None
 
     def _translated(self) -> AbstractContextManager[None]:
-        return _translated(self.storage, self.busy_timeout)
+        if self._remote is None:
+            return translated(self.storage, self.busy_timeout)
+        return self._remote.translated(self.storage, self.busy_timeout)
 
     def close(self) -> None:
         """Release the file; the catalog cannot be used afterwards."""
         with self._lock, self._translated():
             self._release()
+        if self._remote is not None:
+            self._remote.close()
 
 
 def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], None]) -> None:
@@ -332,41 +377,11 @@ def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], N
         ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``io``,
         ``storage-full``.
     """
-    with _translated(storage, 0):
-        connections.create(storage, lambda connection: initialize(Transaction(connection)))
+    with translated(storage, 0):
+        make = connections.create if storage.place is None else remote.create
+        make(storage, lambda connection: initialize(Transaction(connection)))
     if storage.path is not None:
         checks.remember(storage.path)
-
-
-@contextmanager
-def _translated(storage: StorageConfig, busy_timeout: float) -> Iterator[None]:
-    try:
-        yield
-    except (apsw.Error, UnicodeDecodeError) as error:  # the latter: TEXT that is not UTF-8
-        raise _error(error, storage.name, busy_timeout) from error
-
-
-def _error(error: Exception, where: str, busy_timeout: float) -> IceliteError:
-    if isinstance(error, apsw.BusyError | apsw.LockedError):
-        return StorageError(
-            f"{where} was being written by another process for more than {busy_timeout:g} s;"
-            " try again, or raise busy_timeout_seconds in the RepositoryConfig",
-            ErrorKind.BUSY,
-        )
-    if isinstance(error, apsw.FullError):
-        return StorageError(f"no space left for {where}; nothing was changed", ErrorKind.STORAGE_FULL)
-    if isinstance(error, apsw.ReadOnlyError):
-        return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
-        return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
-    if isinstance(error, apsw.SQLError) and str(error).endswith(("integer overflow", "unsupported file format")):
-        # a sum of forged numbers; a header that promises what no SQLite can read
-        return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
-    if isinstance(error, apsw.CantOpenError):
-        return StorageError(f"{where} cannot be opened: {error}; check its permissions", ErrorKind.IO)
-    if isinstance(error, apsw.IOError):
-        return StorageError(f"reading or writing {where} failed: {error}", ErrorKind.IO)
-    return InternalError(f"{where}: {type(error).__name__}: {error}")
 
 
 def is_catalog(path: str | Path) -> bool:

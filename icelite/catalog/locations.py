@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from icelite.catalog.database import Catalog, Row, Transaction
-from icelite.errors import ErrorKind, FormatError, InvalidInputError
+from icelite.catalog.json_column import damaged
+from icelite.catalog.settings import find_setting
+from icelite.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError
+from icelite.objects import key_time
 from icelite.types import ChunkType, Location
 
 REMOTE_SCHEMES = ("s3",)
+COLLECTED = "collected"  # the setting that holds the greatest cutoff of a sweep of objects, microseconds
 INLINE = 1  # the location that stands for the payload table
 
 INSERT_INLINE_LOCATION = "INSERT INTO location (id, kind, path) VALUES (?, ?, '')"
@@ -17,6 +23,15 @@ FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.id = ?
 SELECT_LOCATIONS = """
 SELECT l.kind, l.path, c.name, l.size, l.etag, l.modified_at
 FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.kind = 2 ORDER BY l.id
+"""
+SELECT_NUMBERED_LOCATIONS = """
+SELECT l.id, l.kind, l.path, c.name, l.size, l.etag, l.modified_at
+FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.kind = 2 ORDER BY l.id
+"""
+UPDATE_LOCATION = """
+UPDATE location SET path = ?2, container_id = (SELECT id FROM container WHERE name = ?3), size = ?4, etag = ?5,
+  modified_at = ?6
+WHERE id = ?1
 """
 SELECT_LOCATION_ID = """
 SELECT id FROM location
@@ -29,6 +44,7 @@ SELECT_REMOTE_LOCATION = "SELECT 1 FROM location WHERE path > ?1 || '://' AND pa
 SELECT_REMOTE_CONTAINER = """
 SELECT 1 FROM container WHERE name <> url_prefix AND url_prefix NOT LIKE 'file://%' LIMIT 1
 """
+SELECT_OBJECTS = "SELECT path FROM location WHERE path > ?1 || '/' AND path < ?1 || '0' AND kind = 1"
 SELECT_CONTAINER_ID = "SELECT id FROM container WHERE name = ?"
 
 
@@ -59,6 +75,17 @@ def list_locations(txn: Transaction) -> list[Location]:
     return [_location(row) for row in txn.rows(SELECT_LOCATIONS)]
 
 
+def load_locations(txn: Transaction) -> dict[int, Location]:
+    """Every virtual location of the repository by its id."""
+    return {row[0]: _location(tuple(row[1:])) for row in txn.rows(SELECT_NUMBERED_LOCATIONS)}
+
+
+def update_locations(txn: Transaction, changed: Mapping[int, Location]) -> None:
+    """Rewrite locations, one row each; the references to them stay as they are."""
+    rows = ((i, v.path, v.container, v.size, v.etag, v.modified_at) for i, v in changed.items())
+    txn.run_many(UPDATE_LOCATION, rows)
+
+
 def _location(row: Row) -> Location:
     kind, path, container, size, etag, modified_at = row
     return Location(ChunkType(kind), path, container, size, etag, modified_at)
@@ -79,6 +106,51 @@ def intern_location(txn: Transaction, location: Location) -> int:
     values = (int(location.kind), location.path, container_id, location.size, location.etag, location.modified_at)
     found = txn.row(SELECT_LOCATION_ID, values)
     return txn.insert(INSERT_LOCATION, values) if found is None else int(found[0])
+
+
+def check_objects(txn: Transaction, locations: Iterable[Location]) -> None:
+    """Refuse to commit references to objects that garbage collection may have removed.
+
+    An object that some reference of the catalog names is kept. Of the others, which a session has written ahead of
+    its commit, collection sweeps those written before its cutoff.
+
+    Raises
+    ------
+    SessionStateError
+        ``payload-collected``.
+    """
+    native = [location for location in locations if location.kind == ChunkType.native]
+    collected = find_collected(txn) if native else 0
+    for location in native:
+        row = (int(location.kind), location.path, None, location.size, location.etag, location.modified_at)
+        if key_time(location.path) * 1000 < collected and txn.row(SELECT_LOCATION_ID, row) is None:
+            raise SessionStateError(
+                f"garbage_collect has removed the object {location.path}, which this session wrote ahead of its"
+                " commit; nothing was committed. Open a new session and write again; a cutoff before the beginning"
+                " of the oldest open session spares what it wrote",
+                ErrorKind.PAYLOAD_COLLECTED,
+            )
+
+
+def find_collected(txn: Transaction) -> int:
+    """The greatest cutoff of a sweep of objects so far, microseconds since 1970; 0 before the first.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
+    collected = find_setting(txn, COLLECTED)
+    if collected is None:
+        return 0
+    if type(collected) is not int:
+        raise damaged(f"setting {COLLECTED!r}", f"{collected!r} is no time")
+    return collected
+
+
+def list_known_objects(txn: Transaction, folder: str) -> set[str]:
+    """The keys of the objects in one folder, ``7Q``, that references name."""
+    return {key for (key,) in txn.rows(SELECT_OBJECTS, (folder,))}
 
 
 def has_remote_locations(catalog: Catalog) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import google_crc32c
 
 from icelite.catalog.database import Catalog, Transaction
@@ -10,6 +13,7 @@ from icelite.errors import ErrorKind, FormatError, InvalidInputError
 MAX_BYTES = 999_000_000  # SQLite's limit on a row is 1,000,000,000 (https://sqlite.org/limits.html)
 
 SELECT_PAYLOAD = "SELECT data, crc32c FROM payload WHERE id = ?"
+SELECT_PAYLOADS = "SELECT id, data, crc32c FROM payload WHERE id IN (SELECT value FROM json_each(?))"
 INSERT_PAYLOAD = "INSERT INTO payload (data, crc32c, written_at) VALUES (?, ?, ?)"
 
 
@@ -42,6 +46,24 @@ def lookup_payload(catalog: Catalog, payload_id: int, chunk: str) -> bytes:
         ``corrupt`` when the row is missing or its bytes are not those that were written.
     """
     row = catalog.row(SELECT_PAYLOAD, (payload_id,))
+    return _checked(catalog, row, payload_id, chunk)
+
+
+def lookup_payloads(catalog: Catalog, chunks: Mapping[int, str]) -> dict[int, bytes]:
+    """`lookup_payload` for many chunks in one statement: the bytes by payload id.
+
+    Parameters
+    ----------
+    chunks
+        Which payloads, and the chunk of each, for messages.
+    """
+    with catalog.read() as txn:
+        ids = "[" + ",".join(map(str, chunks)) + "]"
+        rows = {payload_id: row for payload_id, *row in txn.rows(SELECT_PAYLOADS, (ids,))}
+    return {i: _checked(catalog, rows.get(i), i, chunk) for i, chunk in chunks.items()}
+
+
+def _checked(catalog: Catalog, row: Sequence[Any] | None, payload_id: int, chunk: str) -> bytes:
     if row is None:
         raise FormatError(
             f"{catalog.storage.name}: the payload {payload_id} of chunk {chunk} is missing", ErrorKind.CORRUPT

@@ -72,6 +72,10 @@ FROM payload WHERE id > ?1 AND id <= ?2 AND CASE
 """
 SELECT_UNUSED_PAYLOADS = "SELECT count(*), coalesce(sum(length(data)), 0)" + _UNUSED
 DELETE_UNUSED_PAYLOADS = "DELETE" + _UNUSED
+SELECT_UNUSED_OBJECTS = """
+SELECT path FROM location
+WHERE kind = 1 AND id NOT IN (SELECT location_id FROM chunk_ref WHERE location_id IS NOT NULL)
+"""
 DELETE_UNUSED_LOCATIONS = """
 DELETE FROM location
 WHERE kind <> 3 AND id NOT IN (SELECT location_id FROM chunk_ref WHERE location_id IS NOT NULL)
@@ -209,6 +213,11 @@ def remove_payloads(txn: Transaction, moment: int) -> tuple[int, int]:
 def _block_end(txn: Transaction, start: int) -> int | None:
     row = txn.row(SELECT_BLOCK_END, (start, PAYLOADS_AT_ONCE))
     return None if row is None else row[0]
+
+
+def list_unused_objects(txn: Transaction) -> set[str]:
+    """The keys of the native objects that no reference names any more."""
+    return {key for (key,) in txn.rows(SELECT_UNUSED_OBJECTS)}
 
 
 def remove_locations(txn: Transaction) -> int:

@@ -19,7 +19,7 @@
 
 -- setting: facts about the whole repository, one a row, each value a JSON text.
 CREATE TABLE setting (
-  name  TEXT NOT NULL PRIMARY KEY,  -- config, home, metadata, status, feature_flags
+  name  TEXT NOT NULL PRIMARY KEY,  -- config, home, metadata, status, feature_flags, objects, collected
   value TEXT NOT NULL               -- JSON
 ) STRICT, WITHOUT ROWID;
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged, read_json, read_json_object
 from icelite.config import RepositoryConfig, VirtualChunkContainer
+from icelite.errors import ErrorKind, InvalidInputError
+from icelite.storage import StorageConfig
 
 SELECT_SETTING = "SELECT value FROM setting WHERE name = ?"
 UPSERT_SETTING = (
@@ -18,6 +21,9 @@ INSERT_CONTAINER = """
 INSERT INTO container (name, url_prefix, options) VALUES (?, ?, ?)
 ON CONFLICT (url_prefix) DO UPDATE SET name = excluded.name, options = excluded.options
 """
+UPDATE_CONTAINER = "UPDATE container SET name = ?2, url_prefix = ?3, options = ?4 WHERE url_prefix = ?1"
+DELETE_CONTAINER = "DELETE FROM container WHERE url_prefix = ?"
+DELETE_SETTING = "DELETE FROM setting WHERE name = ?"
 
 
 def find_setting(txn: Transaction, name: str) -> Any:
@@ -35,6 +41,16 @@ def find_setting(txn: Transaction, name: str) -> Any:
 def save_setting(txn: Transaction, name: str, value: Any) -> None:
     """Set a setting to a JSON-able value."""
     txn.run(UPSERT_SETTING, (name, json.dumps(value)))
+
+
+def drop_setting(txn: Transaction, name: str) -> None:
+    """Forget a setting."""
+    txn.run(DELETE_SETTING, (name,))
+
+
+def home_of(storage: StorageConfig) -> str | None:
+    """A fingerprint of a catalog's directory: tells a copied folder without telling the name of the first one."""
+    return None if storage.home is None else hashlib.sha256(storage.home.encode()).hexdigest()[:32]
 
 
 def list_containers(txn: Transaction) -> dict[str, VirtualChunkContainer]:
@@ -56,8 +72,37 @@ def list_containers(txn: Transaction) -> dict[str, VirtualChunkContainer]:
 
 
 def save_container(txn: Transaction, container: VirtualChunkContainer) -> None:
-    """Add a container, or replace the one with the same prefix."""
+    """Add a container, or replace the one with the same prefix; the one with the same name gets its prefix.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config`` when name and prefix belong to two containers that are there.
+    """
+    known = list_containers(txn)
+    same = known.get(str(container.name))
+    taken = next((other for other in known.values() if other.url_prefix == container.url_prefix), None)
+    if same is not None and same.url_prefix != container.url_prefix:
+        if taken is not None:
+            raise InvalidInputError(
+                f"container {container.name!r} stands for {same.url_prefix!r} and cannot stand for"
+                f" {container.url_prefix!r}, which is container {taken.name!r}; move the references with"
+                f" relocate({f'vcc://{container.name}/'!r}, {f'vcc://{taken.name}/'!r})",
+                ErrorKind.STORAGE_CONFIG,
+            )
+        move_container(txn, same.url_prefix, container)
+        return
     txn.run(INSERT_CONTAINER, (container.name, container.url_prefix, json.dumps(container.options())))
+
+
+def move_container(txn: Transaction, url_prefix: str, moved: VirtualChunkContainer) -> None:
+    """Let a container stand for another place; the references through it follow."""
+    txn.run(UPDATE_CONTAINER, (url_prefix, moved.name, moved.url_prefix, json.dumps(moved.options())))
+
+
+def drop_container(txn: Transaction, url_prefix: str) -> None:
+    """Remove a container; whoever calls has seen that no location is in it."""
+    txn.run(DELETE_CONTAINER, (url_prefix,))
 
 
 def load_config(txn: Transaction) -> RepositoryConfig:

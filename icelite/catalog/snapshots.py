@@ -11,7 +11,7 @@ from typing import Any
 
 from icelite.catalog.database import Row, Transaction
 from icelite.catalog.json_column import damaged, read_json_object
-from icelite.catalog.operations import to_datetime
+from icelite.catalog.operations import to_datetime, to_microseconds
 from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError
 from icelite.types import INITIAL_SNAPSHOT_ID, SnapshotInfo, View, parse_snapshot_id
 
@@ -27,6 +27,9 @@ SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage"
 INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
 INSERT_SNAPSHOT = """
 INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+REPLACE_FIRST_SNAPSHOT = """
+UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5 WHERE id = ?1
 """
 SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
 SELECT_SEQ = "SELECT seq FROM snapshot WHERE id = ?"
@@ -46,6 +49,15 @@ SELECT_FORK = "SELECT parent_seg, fork_seq FROM segment WHERE seg = ?"
 SELECT_INFO = """
 SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
 FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq WHERE s.seq = ?
+"""
+SELECT_ANCESTORS = """
+WITH RECURSIVE lineage (seq) AS (
+  SELECT ?1
+  UNION ALL
+  SELECT s.parent_seq FROM lineage l JOIN snapshot s ON s.seq = l.seq WHERE s.parent_seq IS NOT NULL LIMIT ?2
+)
+SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
+FROM lineage l JOIN snapshot s ON s.seq = l.seq LEFT JOIN snapshot p ON p.seq = s.parent_seq ORDER BY l.seq DESC
 """
 SELECT_INFOS = """
 SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
@@ -108,6 +120,12 @@ def insert_first_snapshot(txn: Transaction, seq: int, written_at: int) -> None:
     txn.run(INSERT_SNAPSHOT, (seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"))
 
 
+def replace_first_snapshot(txn: Transaction, info: SnapshotInfo) -> None:
+    """Let a new repository begin as another one did."""
+    values = info.id, to_microseconds(info.written_at), info.message, json.dumps(info.metadata)
+    txn.run(REPLACE_FIRST_SNAPSHOT, (INITIAL_SNAPSHOT_ID, *values))
+
+
 def insert_snapshot(
     txn: Transaction,
     seq: int,
@@ -152,6 +170,20 @@ def lookup_info(txn: Transaction, seq: int) -> tuple[SnapshotInfo, int | None]:
     if row is None:
         raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
     return _info(row), row[5]
+
+
+def lookup_infos(txn: Transaction, seq: int, limit: int) -> tuple[list[SnapshotInfo], int | None]:
+    """At most ``limit`` snapshots from one back, newest first, and the number of the next one.
+
+    Raises
+    ------
+    SnapshotNotFoundError, FormatError
+        As `lookup_info`.
+    """
+    rows = txn.rows(SELECT_ANCESTORS, (seq, limit))
+    if not rows:
+        raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
+    return [_info(row) for row in rows], rows[-1][5]
 
 
 def _info(row: Row) -> SnapshotInfo:

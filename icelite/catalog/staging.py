@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
-from icelite.catalog.chunks import AFTER, FIRST
+from icelite.catalog.chunks import AFTER, FIRST, SCAN_ROWS, ChunkColumns, as_columns
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.errors import ErrorKind, SessionStateError
 from icelite.types import View
@@ -21,7 +21,17 @@ _INSERT = "INSERT OR REPLACE INTO staged.chunk_ref (node_id, chunk, location_id,
 PUT_REF = _INSERT + "(?1, ?2, ?3, ?4, ?5)"
 PUT_REFS = _INSERT + ", ".join("(?1, ?, ?, ?, ?)" for _ in range(ROWS_AT_ONCE))
 SELECT_REF = "SELECT location_id, offset, length FROM staged.chunk_ref WHERE node_id = ? AND chunk = ?"
+SELECT_SOME_REFS = """
+SELECT k.key, r.location_id, r.offset, r.length FROM json_each(?2) k CROSS JOIN staged.chunk_ref r
+WHERE r.node_id = ?1 AND r.chunk = k.value
+"""
 SELECT_REFS = "SELECT chunk, location_id, offset, length FROM staged.chunk_ref WHERE node_id = ? ORDER BY chunk"
+SCAN_REFS = """
+SELECT group_concat(chunk, char(10)), group_concat(coalesce(location_id, 0)), group_concat(offset),
+  group_concat(length)
+FROM (SELECT chunk, location_id, offset, length FROM staged.chunk_ref WHERE node_id = ?1 AND chunk >= ?2
+  ORDER BY chunk LIMIT ?3)
+"""
 SELECT_SOME_CHUNKS = """
 SELECT group_concat(chunk, char(10)), max(chunk), count(*) FROM (
   SELECT chunk FROM staged.chunk_ref WHERE node_id = ?1 AND chunk >= ?2 ORDER BY chunk LIMIT ?3)
@@ -77,9 +87,25 @@ def find_ref(catalog: Catalog, node_id: int, chunk: str) -> Row | None:
     return catalog.row(SELECT_REF, (node_id, chunk))
 
 
+def find_refs(catalog: Catalog, node_id: int, chunks: Sequence[str]) -> dict[int, Row]:
+    """`find_ref` for many chunks in one statement, by their place in ``chunks``; those not changed are left out."""
+    with catalog.read() as txn:
+        names = '["' + '","'.join(chunks) + '"]'  # grid positions need no escaping
+        return {row[0]: row[1:] for row in txn.rows(SELECT_SOME_REFS, (node_id, names))}
+
+
 def list_refs(txn: Transaction, node_id: int) -> list[Row]:
     """``(chunk, location_id, offset, length)`` of all staged references of an array, in key order."""
     return txn.rows(SELECT_REFS, (node_id,))
+
+
+def scan_refs(txn: Transaction, node_id: int) -> Iterator[ChunkColumns]:
+    """The same in columns, block by block; a deleted chunk has location 0."""
+    start = FIRST
+    while (row := txn.row(SCAN_REFS, (node_id, start, SCAN_ROWS))) is not None and row[0] is not None:
+        block = as_columns(f"array {node_id}", *row)
+        yield block
+        start = block.chunks[-1] + AFTER
 
 
 def list_changed_nodes(txn: Transaction) -> list[int]:

@@ -13,6 +13,7 @@ from icelite.catalog import staging
 from icelite.catalog.changes import insert_change
 from icelite.catalog.database import Catalog, Transaction
 from icelite.change_set.chunks import ChunkChanges
+from icelite.change_set.native import Native
 from icelite.change_set.nodes import NodeChanges
 from icelite.conflicts import Edits, NodeEdit
 from icelite.metadata import array_info
@@ -28,6 +29,8 @@ class ChangeSet(ChunkChanges, NodeChanges):
         Where the snapshot is; for a session that writes, a connection with a change set attached.
     view
         The snapshot.
+    native
+        Which chunks go into objects; by default none.
 
     Attributes
     ----------
@@ -35,9 +38,9 @@ class ChangeSet(ChunkChanges, NodeChanges):
         Held while the change set changes; whoever also opens a door of the catalog takes this lock first.
     """
 
-    def __init__(self, catalog: Catalog, view: View) -> None:
+    def __init__(self, catalog: Catalog, view: View, native: Native | None = None) -> None:
         NodeChanges.__init__(self, catalog, view)
-        ChunkChanges.__init__(self)
+        ChunkChanges.__init__(self, native or Native())
 
     _check_kept = NodeChanges._check_kept
 
@@ -88,7 +91,7 @@ class ChangeSet(ChunkChanges, NodeChanges):
 
         def restore() -> None:
             if self.view != view:
-                self._base = {}
+                self._forget_base()
             self.view, self._nodes, self._pending, self._pending_bytes = view, nodes, pending, pending_bytes
             self._with_refs = with_refs
 

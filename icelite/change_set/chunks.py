@@ -1,24 +1,29 @@
 """Chunks of a change set: bytes and references the session wrote, over those of the snapshot.
 
 References wait in the session's temporary database (catalog/staging.py). Bytes wait in memory up to `PENDING_BYTES`;
-beyond that they go to the catalog's payload table, where nothing refers to them until the commit does, so that a
-crash leaves bytes for garbage collection and never a reference without bytes.
+beyond that they go to the catalog's payload table or into objects, where nothing refers to them until the commit
+does, so that a crash leaves bytes for garbage collection and never a reference without bytes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from icelite.catalog import chunks as chunk_table
 from icelite.catalog import staging
 from icelite.catalog.database import Catalog, Row, Transaction
-from icelite.catalog.locations import INLINE, intern_location, lookup_location
+from icelite.catalog.locations import INLINE, check_objects, intern_location, lookup_location
 from icelite.catalog.operations import now
 from icelite.catalog.payloads import check_size, insert_payload
 from icelite.catalog.permissions import check_online
-from icelite.types import ChunkRef, Location, View, chunk_name, chunk_position
+from icelite.catalog.remote import repeat_write
+from icelite.change_set.native import Native
+from icelite.types import ChunkRef, ChunkType, Location, View, chunk_name, chunk_position
 
 PENDING_BYTES = 32 << 20
 
@@ -39,7 +44,8 @@ class ChunkChanges:
     view: View
     lock: threading.RLock
 
-    def __init__(self) -> None:
+    def __init__(self, native: Native) -> None:
+        self.native = native
         self._forget_staged()
 
     def _check_kept(self) -> None:
@@ -74,6 +80,22 @@ class ChunkChanges:
         self._check_kept()
         return found
 
+    def find_chunks(self, node_id: int, chunks: Sequence[str]) -> list[bytes | StagedRef | ChunkRef | None]:
+        """`find_chunk` for many chunks of one array, in at most two statements."""
+        found: list[bytes | StagedRef | ChunkRef | None] = [None] * len(chunks)
+        # what waits may be staged at any moment, so it is looked at first
+        pending = {i: self._pending.get((node_id, chunk)) for i, chunk in enumerate(chunks)} if self._pending else {}
+        staged = staging.find_refs(self.catalog, node_id, chunks) if node_id in self._with_refs else {}
+        if node_id > 0:
+            found[:] = chunk_table.find_chunks(self.catalog, self.view, node_id, chunks)
+            self._check_kept()
+        for i, row in staged.items():
+            found[i] = self._staged_ref(*row)
+        for i, data in pending.items():
+            if data is not None:
+                found[i] = data
+        return found
+
     def _scan(self, node_id: int) -> list[chunk_table.ChunkColumns]:
         blocks = chunk_table.scan_chunks(self.catalog, self.view, node_id)
         self._check_kept()
@@ -88,7 +110,8 @@ class ChunkChanges:
 
     def set_payload(self, node_id: int, chunk: str, data: bytes) -> None:
         """Write a chunk's bytes."""
-        check_size(len(data), chunk)
+        if not self.native.takes(len(data)):
+            check_size(len(data), chunk)
         with self.lock:
             self._pending_bytes += len(data) - len(self._pending.get((node_id, chunk), b""))
             self._pending[node_id, chunk] = data
@@ -96,19 +119,47 @@ class ChunkChanges:
                 self.flush_payloads()
 
     def flush_payloads(self) -> None:
-        """Put the bytes that wait in memory into the catalog; nothing refers to them before a commit."""
+        """Put the bytes that wait in memory where they belong; nothing refers to them before a commit."""
+        self.upload()
         if not self._pending:
             return
-        with self.catalog.write() as txn:
+
+        def write(txn: Transaction) -> None:
             check_online(txn)
             self._write_payloads(txn)
+
+        repeat_write(self.catalog, write)
         self._pending_written()
+
+    def upload(self) -> None:
+        """Write those of the bytes that wait in memory into objects that belong there.
+
+        Raises
+        ------
+        StorageError, InvalidInputError
+            As `icelite.objects.Objects.put`; the bytes still wait.
+        """
+        with self.lock:
+            large = {name: data for name, data in self._pending.items() if self.native.takes(len(data))}
+            if not large:
+                return
+            stored = self.native.put(large)
+            with self.catalog.stage() as txn:
+                for (node_id, chunk), (location, offset, length) in stored:
+                    staging.put_ref(txn, node_id, chunk, self.intern(location), offset, length)
+            self._with_refs.update(node_id for node_id, _ in large)  # before they go: others may be reading
+            for name, data in large.items():
+                self._pending_bytes -= len(data)
+                del self._pending[name]
 
     def _write_payloads(self, txn: Transaction) -> None:
         written_at = now()
+        stored: dict[int, list[tuple[str, int, int, int]]] = {}
         for (node_id, chunk), data in self._pending.items():
-            payload_id = insert_payload(txn, data, written_at)
-            staging.put_ref(txn, node_id, chunk, INLINE, payload_id, len(data))
+            row = chunk, INLINE, insert_payload(txn, data, written_at), len(data)
+            stored.setdefault(node_id, []).append(row)
+        for node_id, rows in stored.items():
+            staging.put_refs(txn, node_id, *zip(*rows, strict=True))
 
     def _pending_written(self) -> None:
         self._with_refs.update(node_id for node_id, _ in self._pending)
@@ -209,6 +260,33 @@ class ChunkChanges:
                 yield from (row for row in rows if row[0] not in staged)
         yield from (row for row in staged.values() if row[1] is not None)
 
+    def columns(self, node_id: int) -> Iterator[chunk_table.ChunkColumns]:
+        """The same as `refs` in columns, block by block, and nothing is written: bytes not yet written have offset 0.
+
+        Locations are numbered for `location`.
+        """
+        with self.lock:
+            pending = {chunk: len(data) for (n, chunk), data in self._pending.items() if n == node_id}
+            staged: list[chunk_table.ChunkColumns] = []
+            if node_id in self._with_refs:
+                with self.catalog.read() as txn:
+                    staged = list(staging.scan_refs(txn, node_id))
+        inline = np.full(len(pending), INLINE), np.zeros(len(pending), np.int64), np.array(list(pending.values()), int)
+        yield chunk_table.ChunkColumns(list(pending), *inline)
+        changed = set(pending)
+        for block in staged:
+            yield chunk_table.kept(block, (block.location_ids != 0) & ~_isin(block.chunks, changed))
+        changed.update(*(block.chunks for block in staged))
+        for block in self._scan(node_id) if node_id > 0 else ():
+            rest = chunk_table.kept(block, ~_isin(block.chunks, changed)) if changed else block
+            yield rest._replace(location_ids=np.where(rest.location_ids == INLINE, INLINE, -rest.location_ids))
+
+    def location(self, number: int) -> Location | None:
+        """A location as `columns` numbers it: the staged ones, and below 0 those of the catalog; None for inline."""
+        if number < 0:
+            return lookup_location(self.catalog, -number)
+        return None if number == INLINE else self._locations[number - 2]
+
     def virtual_locations(self, node_id: int) -> Iterator[Location]:
         """The location of every virtual chunk of an array, one for each chunk."""
         staged: dict[str, int | None] = {}
@@ -223,8 +301,10 @@ class ChunkChanges:
                     if location_id != INLINE and chunk not in staged:
                         if location_id not in known:
                             known[location_id] = lookup_location(self.catalog, location_id)
-                        yield known[location_id]
-        yield from (self._locations[i - 2] for i in staged.values() if i is not None and i != INLINE)
+                        if known[location_id].kind == ChunkType.virtual:
+                            yield known[location_id]
+        ours = (self._locations[i - 2] for i in staged.values() if i is not None and i != INLINE)
+        yield from (location for location in ours if location.kind == ChunkType.virtual)
 
     def chunk_sizes(self, node_id: int) -> Iterator[tuple[str, int]]:
         """Grid position and length in bytes of every chunk of an array, as this session sees it."""
@@ -280,9 +360,14 @@ class ChunkChanges:
         """Stage the pending bytes and number the locations; ids of the arrays whose references are to be copied."""
         if self._ahead:
             staging.check_payloads(txn)
+        check_objects(txn, self._locations)
         self._write_payloads(txn)
         with_refs = self._with_refs | {node_id for node_id, _ in self._pending}
         catalog_ids = [(INLINE, INLINE)]
         catalog_ids += [(i, intern_location(txn, location)) for i, location in enumerate(self._locations, start=2)]
         staging.map_locations(txn, catalog_ids)
         return set(staging.list_changed_nodes(txn)) & with_refs
+
+
+def _isin(chunks: Collection[str], names: Container[str]) -> npt.NDArray[np.bool_]:
+    return np.fromiter(map(names.__contains__, chunks), dtype=bool, count=len(chunks))

@@ -21,12 +21,22 @@ from icelite.types import Diff, Node, NodeChange, View
 KNOWN_NODES = 100_000  # answers of the base snapshot kept in memory; they cannot change
 
 
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """A node with the part of its metadata that decides about chunks; ``info`` is None for a group."""
+    """A node with the part of its metadata that decides about chunks; read when it is first asked for."""
 
-    node: Node
-    info: ArrayInfo | None
+    __slots__ = ("_info", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @property
+    def info(self) -> ArrayInfo | None:
+        """What decides about its chunks; None for a group."""
+        try:
+            return self._info
+        except AttributeError:
+            self._info: ArrayInfo | None = array_info(self.node.path, self.node.documents)
+            return self._info
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class NodeChanges(ABC):
         self.catalog = catalog
         self.view = view
         self.lock = threading.RLock()
-        self._base: dict[str, Entry | None] = {}
+        self._forget_base()
         self._seen_version = -1
         self._nodes: dict[str, _Staged] = {}
         self._last_id = 0
@@ -50,6 +60,10 @@ class NodeChanges(ABC):
     @abstractmethod
     def _forget_chunks(self, node_id: int) -> None:
         """Forget the uncommitted chunks of an array that is deleted."""
+
+    def _forget_base(self) -> None:
+        self._base: dict[str, Entry | None] = {}
+        self._listed: dict[str, Node] = {}  # what the last listing found, and nobody has asked for yet
 
     def _discard_nodes(self) -> None:
         self._nodes = {}
@@ -92,18 +106,22 @@ class NodeChanges(ABC):
         try:
             return self._base[path]
         except KeyError:
-            node = node_table.find_node(self.catalog, self.view, path)
+            node = self._listed.pop(path, None) or node_table.find_node(self.catalog, self.view, path)
             self._check_kept()
         if len(self._base) >= KNOWN_NODES:
             self._base.clear()
-        entry = self._base[path] = None if node is None else Entry(node, array_info(path, node.documents))
+        entry = self._base[path] = None if node is None else Entry(node)
         return entry
 
     def list_nodes(self, path: str) -> list[Node]:
         """The nodes at and below a path, in order of creation."""
         below = join(path, "")
-        nodes = [n for n in node_table.list_nodes(self.catalog, self.view, path) if n.path not in self._nodes]
+        stored = node_table.list_nodes(self.catalog, self.view, path)
         self._check_kept()
+        self._listed = {
+            node.path: node for node in stored[:KNOWN_NODES]
+        }  # whoever lists is likely to ask for them next
+        nodes = [node for node in stored if node.path not in self._nodes]
         staged = [
             s.entry.node
             for p, s in list(self._nodes.items())
@@ -185,7 +203,7 @@ class NodeChanges(ABC):
         if base == node:  # changed back
             self._nodes.pop(node.path, None)
         else:
-            self._nodes[node.path] = _Staged(Entry(node, array_info(node.path, node.documents)), base)
+            self._nodes[node.path] = _Staged(Entry(node), base)
 
     def delete_document(self, path: str, name: str) -> None:
         """Delete one metadata document; a node without any is gone, and chunks go with what makes it an array."""
@@ -228,7 +246,7 @@ class NodeChanges(ABC):
 
     def _rebase_nodes(self) -> None:
         """Compare what the session wrote with what the new snapshot has; delete what appeared in deleted groups."""
-        self._base = {}
+        self._forget_base()
         self._seen_version = -1
         for path, staged in list(self._nodes.items()):
             base = self._find_base(path)

@@ -15,10 +15,12 @@ from typing import Any
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
 from icelite.catalog.permissions import check_online, find_status, list_flags, save_flag, save_status
+from icelite.catalog.remote import repeated
 from icelite.catalog.settings import find_setting, load_config, save_config, save_setting
 from icelite.config import RepositoryConfig, normalize_prefix
 from icelite.credentials import AnyCredential
 from icelite.errors import ConflictError, ErrorKind, InvalidInputError
+from icelite.repository.native import ObjectStorage
 from icelite.types import FeatureFlag, RepoStatus, SpecVersion
 
 Access = Mapping[str, AnyCredential | None]
@@ -30,7 +32,7 @@ class Administration:
     _catalog: Catalog
     _config: RepositoryConfig
     _stored: RepositoryConfig  # what was persisted when this object read it
-    _given: tuple[RepositoryConfig | None, Access | None]
+    _given: tuple[RepositoryConfig | None, Access | None, ObjectStorage | None]
     _commit_metadata: dict[str, Any]
 
     # -- metadata ----------------------------------------------------------------------------------------------
@@ -45,6 +47,7 @@ class Administration:
         """See `get_metadata`."""
         return self.get_metadata()
 
+    @repeated
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the metadata of the repository.
 
@@ -59,6 +62,7 @@ class Administration:
             save_setting(txn, "metadata", metadata)
             log_operation(txn, "MetadataChanged", {})
 
+    @repeated
     def update_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Set some keys of the metadata, and leave the others; the whole of it. Raises as `set_metadata`."""
         check_json_object(metadata, "repository metadata")
@@ -96,6 +100,7 @@ class Administration:
         """See `get_status`."""
         return self.get_status()
 
+    @repeated
     def set_status(self, status: RepoStatus) -> None:
         """Make the repository read-only, or writable again.
 
@@ -121,6 +126,7 @@ class Administration:
         """The flags of what is forbidden: trying it is a `SessionStateError` ``feature-flag-disabled``."""
         return [flag for flag in self.feature_flags() if not flag.enabled]
 
+    @repeated
     def set_feature_flag(self, name: str, setting: bool | None) -> None:
         """Allow something, forbid it, or (None) leave it to its default.
 
@@ -141,6 +147,7 @@ class Administration:
         """A copy of the configuration in force: the persisted one, with what was passed laid over it."""
         return self._config.merge(RepositoryConfig.default())
 
+    @repeated
     def save_config(self) -> None:
         """Persist the configuration in force, for whoever opens the repository from now on.
 

@@ -14,13 +14,14 @@ from icelite.repository.maintenance import Maintenance
 from icelite.repository.merging import Merging
 from icelite.repository.names import BranchesAndTags
 from icelite.repository.sessions import Sessions
+from icelite.repository.sources import SourceFiles
 from icelite.session.asynchronous import in_thread
 from icelite.types import SnapshotInfo, Update
 
 T = TypeVar("T")
 
 
-class AsynchronousRepository(BranchesAndTags, Sessions, History, Inspection, Administration, Merging, Maintenance):
+class AsynchronousRepository(BranchesAndTags, SourceFiles, History, Inspection, Merging, Maintenance):
     """Every part of `Repository`, and their twins."""
 
     list_branches_async = in_thread(BranchesAndTags.list_branches)
@@ -62,6 +63,12 @@ class AsynchronousRepository(BranchesAndTags, Sessions, History, Inspection, Adm
     verify_async = in_thread(Maintenance.verify)
     chunk_storage_stats_async = in_thread(Maintenance.chunk_storage_stats)
     total_chunks_storage_async = in_thread(Maintenance.total_chunks_storage)
+
+    sources_async = in_thread(SourceFiles.sources)
+    verify_sources_async = in_thread(SourceFiles.verify_sources)
+    relocate_async = in_thread(SourceFiles.relocate)
+    bundle_async = in_thread(SourceFiles.bundle)
+    export_zarr_async = in_thread(SourceFiles.export_zarr)
 
     async def async_ancestry(
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None

@@ -44,17 +44,15 @@ class History:
             ``invalid-argument`` unless exactly one is given, ``invalid-snapshot-id``; ``branch-not-found``,
             ``tag-not-found``; ``snapshot-not-found``.
         """
+        self._catalog.refresh()
         with self._catalog.read() as txn:
             seq = resolve(txn, branch, tag, snapshot_id)
         return self._ancestors(seq)
 
     def _ancestors(self, seq: int | None) -> Iterator[SnapshotInfo]:
         while seq is not None:
-            infos: list[SnapshotInfo] = []
             with self._catalog.read() as txn:
-                while seq is not None and len(infos) < AT_ONCE:
-                    info, seq = snapshots.lookup_info(txn, seq)
-                    infos.append(info)
+                infos, seq = snapshots.lookup_infos(txn, seq, AT_ONCE)
             yield from infos
 
     def ancestry_graph(

@@ -6,8 +6,13 @@ import warnings
 from datetime import datetime
 
 from icelite.catalog.database import Catalog
-from icelite.ops import compact, expire, gc, stats, verify
-from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problem
+from icelite.change_set import Native
+from icelite.config import RepositoryConfig
+from icelite.objects import NoObjects, Objects
+from icelite.ops import compact, expire, gc, repack, stats, verify
+from icelite.payload import Payloads
+from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problem, Progress, Repacking
+from icelite.virtual import VirtualAccess
 
 
 class Maintenance:
@@ -18,6 +23,9 @@ class Maintenance:
     """
 
     _catalog: Catalog
+    _objects: Objects | NoObjects
+    _access: VirtualAccess
+    _config: RepositoryConfig
 
     def expire_snapshots(
         self, older_than: datetime, *, delete_expired_branches: bool = False, delete_expired_tags: bool = False
@@ -66,7 +74,8 @@ class Maintenance:
     ) -> GCSummary:
         """Remove the snapshots that no branch or tag reaches, and all rows and bytes that no snapshot sees.
 
-        The file keeps its size, and later commits fill the space; `compact` gives it back.
+        The file keeps its size, and later commits fill the space; `compact` gives it back. Objects are removed after
+        the rows are, durably; if that fails on the way, running it again removes the rest.
 
         Parameters
         ----------
@@ -81,7 +90,7 @@ class Maintenance:
         InvalidInputError, ReadOnlyError, StorageError
             As `expire_snapshots`.
         """
-        return gc.garbage_collect(self._catalog, delete_object_older_than, dry_run=dry_run)
+        return gc.garbage_collect(self._catalog, self._objects, delete_object_older_than, dry_run=dry_run)
 
     def compact(self) -> Compaction:
         """Give the space of removed rows back to the file system.
@@ -95,6 +104,26 @@ class Maintenance:
             ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
         return compact.compact(self._catalog)
+
+    def repack(self, *, min_live: float = 0.5, progress: Progress | None = None) -> Repacking:
+        """Write the needed part of mostly dead objects into new ones; `garbage_collect` then removes the old ones.
+
+        Run it after `garbage_collect`, which tells what is needed. Reading goes on meanwhile.
+
+        Parameters
+        ----------
+        min_live
+            Objects of which less than this share is needed are rewritten.
+
+        Raises
+        ------
+        InvalidInputError, ReadOnlyError, StorageError
+            ``invalid-argument``, ``unauthorized-objects``; ``read-only-storage``, ``read-only-repository``; ``io``,
+            ``virtual-chunk-fetch``, ``busy``.
+        """
+        native = Native(self._objects, -1, self._config.object_target_bytes)
+        payloads = Payloads(self._catalog, self._access, self._objects)
+        return repack.repack(self._catalog, payloads, native, min_live, progress)
 
     def verify(self) -> list[Problem]:
         """Check every rule of the file format; what is wrong, and nothing when all is well.

@@ -10,6 +10,7 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
 from icelite.catalog.permissions import check_feature, check_online
+from icelite.catalog.remote import repeated
 from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError
 from icelite.types import parse_snapshot_id
 
@@ -25,14 +26,17 @@ class BranchesAndTags:
 
     def list_branches(self) -> set[str]:
         """Names of all branches."""
+        self._catalog.refresh()
         with self._catalog.read() as txn:
             return set(refs.list_branches(txn))
 
     def lookup_branch(self, branch: str) -> str:
         """Id of a branch's newest snapshot; `RefNotFoundError` ``branch-not-found``."""
+        self._catalog.refresh()
         with self._catalog.read() as txn:
             return snapshots.lookup_info(txn, refs.lookup_branch(txn, branch))[0].id
 
+    @repeated
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """Give a snapshot a branch.
 
@@ -52,6 +56,7 @@ class BranchesAndTags:
             refs.insert_branch(txn, branch, seq)
             log_operation(txn, "BranchCreated", {"name": branch, "snap_id": snapshot_id})
 
+    @repeated
     def reset_branch(self, branch: str, snapshot_id: str, *, from_snapshot_id: str | None = None) -> None:
         """Point a branch at any snapshot.
 
@@ -81,6 +86,7 @@ class BranchesAndTags:
             refs.move_branch(txn, branch, tip, snapshots.lookup_seq(txn, snapshot_id))
             log_operation(txn, "BranchReset", {"name": branch, "previous_snap_id": previous})
 
+    @repeated
     def delete_branch(self, branch: str) -> None:
         """Delete a branch; its snapshots stay.
 
@@ -103,14 +109,17 @@ class BranchesAndTags:
 
     def list_tags(self) -> set[str]:
         """Names of all tags."""
+        self._catalog.refresh()
         with self._catalog.read() as txn:
             return set(refs.list_tags(txn))
 
     def lookup_tag(self, tag: str) -> str:
         """Id of a tag's snapshot; `RefNotFoundError` ``tag-not-found``."""
+        self._catalog.refresh()
         with self._catalog.read() as txn:
             return snapshots.lookup_info(txn, refs.lookup_tag(txn, tag))[0].id
 
+    @repeated
     def create_tag(self, tag: str, snapshot_id: str) -> None:
         """Give a snapshot a name that never moves.
 
@@ -137,6 +146,7 @@ class BranchesAndTags:
             refs.insert_tag(txn, tag, seq)
             log_operation(txn, "TagCreated", {"name": tag, "snap_id": snapshot_id})
 
+    @repeated
     def delete_tag(self, tag: str) -> None:
         """Delete a tag for ever: its name cannot be used again.
 

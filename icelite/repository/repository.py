@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from typing import Any
 
@@ -12,12 +11,22 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction, create_catalog
 from icelite.catalog.locations import insert_inline_location, list_locations
 from icelite.catalog.operations import log_operation, now
-from icelite.catalog.settings import find_setting, list_containers, load_config, save_config, save_setting
+from icelite.catalog.settings import find_setting, home_of, list_containers, load_config, save_config, save_setting
 from icelite.config import RepositoryConfig
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError
 from icelite.repository.administration import Access
 from icelite.repository.asynchronous import AsynchronousRepository
 from icelite.repository.names import MAIN
+from icelite.repository.native import (
+    ObjectStorage,
+    Place,
+    default_objects,
+    find_place,
+    find_root,
+    locate_objects,
+    open_objects,
+    save_place,
+)
 from icelite.session.asynchronous import in_thread
 from icelite.storage import StorageConfig, as_storage
 from icelite.types import SpecVersion
@@ -33,24 +42,38 @@ class Repository(AsynchronousRepository):
     It pickles: the copy opens the file again.
     """
 
-    def __init__(self, catalog: Catalog, config: RepositoryConfig | None, access: Access | None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        config: RepositoryConfig | None,
+        access: Access | None,
+        objects: ObjectStorage | None = None,
+    ) -> None:
         self._catalog = catalog
-        self._given = (config, access)
+        self._given = (config, access, objects)
         with catalog.read() as txn:
+            root = find_root(txn)
             self._stored = load_config(txn)
             containers = list_containers(txn)
-            at_home = find_setting(txn, "home") == _home(catalog.storage)
+            at_home = find_setting(txn, "home") == home_of(catalog.storage)
         self._config = self._stored if config is None else self._stored.merge(config)
         self._commit_metadata: dict[str, Any] = {}
         given = (config.virtual_chunk_containers if config is not None else None) or {}
         declared = {prefix: container for prefix, container in given.items() if not container.from_catalog}
+        place = find_place(root, objects, catalog.storage)
+        self._objects = open_objects(place, root)
+        access = dict(access or {})
+        if place is not None and "://" in place.root:  # not under the catalog's directory: the caller allowed it
+            declared[place.url] = place.container()
+            access[place.url] = place.authorization()
         self._access = VirtualAccess(
             directory=catalog.storage.directory,
             at_home=at_home,
             containers=containers,
             declared=declared,
-            access=access or {},
+            access=access,
             catalog=catalog.storage.path,
+            place=catalog.storage.place,
         )
 
     # -- coming into being -------------------------------------------------------------------------------------
@@ -61,6 +84,8 @@ class Repository(AsynchronousRepository):
         storage: Storage,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Access | None = None,
+        *,
+        objects: ObjectStorage | None = None,
     ) -> Repository:
         """Make a repository with an empty branch ``main``.
 
@@ -72,6 +97,10 @@ class Repository(AsynchronousRepository):
             Kept in the file for whoever opens it.
         authorize_virtual_chunk_access
             URL prefix to credentials: what this object may read; see `open`.
+        objects
+            Where chunks larger than ``inline_chunk_threshold_bytes`` go, instead of into the catalog: a folder
+            (relative to the catalog's), a URL such as ``s3://bucket/chunks``, or a `StorageConfig` in S3. By default
+            the catalog holds everything.
 
         Raises
         ------
@@ -79,8 +108,10 @@ class Repository(AsynchronousRepository):
             ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``io``.
         """
         place = as_storage(storage)
-        create_catalog(place, lambda txn: _initialize(txn, place, config or RepositoryConfig.default()))
-        return cls.open(place, config, authorize_virtual_chunk_access)
+        objects = default_objects(place) if objects is None else objects
+        native = None if objects is None else locate_objects(objects, place)
+        create_catalog(place, lambda txn: _initialize(txn, place, config or RepositoryConfig.default(), native))
+        return cls.open(place, config, authorize_virtual_chunk_access, objects=objects)
 
     @classmethod
     def open(
@@ -90,6 +121,7 @@ class Repository(AsynchronousRepository):
         authorize_virtual_chunk_access: Access | None = None,
         *,
         check: str = "auto",
+        objects: ObjectStorage | None = None,
     ) -> Repository:
         """Open a repository; no file is created.
 
@@ -102,6 +134,9 @@ class Repository(AsynchronousRepository):
             lists what a repository needs.
         check
             ``auto``: let SQLite check the whole file when this machine has not met it; ``always``; ``never``.
+        objects
+            Where the objects are, as `create`; needed, for their credentials, when they are not under the catalog's
+            directory, and to say where they are now.
 
         Raises
         ------
@@ -111,7 +146,7 @@ class Repository(AsynchronousRepository):
         """
         timeout = (config or RepositoryConfig.default()).busy_timeout_seconds
         catalog = Catalog(as_storage(storage), check=check, busy_timeout=timeout)
-        return cls(catalog, config, authorize_virtual_chunk_access)
+        return cls(catalog, config, authorize_virtual_chunk_access, objects)
 
     @classmethod
     def open_or_create(
@@ -119,16 +154,18 @@ class Repository(AsynchronousRepository):
         storage: Storage,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Access | None = None,
+        *,
+        objects: ObjectStorage | None = None,
     ) -> Repository:
         """Open a repository, or make it where there is none; raises as `open` and `create`."""
         place = as_storage(storage)  # once: two memory storages are two repositories
         try:
-            return cls.open(place, config, authorize_virtual_chunk_access)
+            return cls.open(place, config, authorize_virtual_chunk_access, objects=objects)
         except RepositoryNotFoundError:
             try:
-                return cls.create(place, config, authorize_virtual_chunk_access)
+                return cls.create(place, config, authorize_virtual_chunk_access, objects=objects)
             except AlreadyExistsError:  # another process was quicker
-                return cls.open(place, config, authorize_virtual_chunk_access)
+                return cls.open(place, config, authorize_virtual_chunk_access, objects=objects)
 
     @staticmethod
     def exists(storage: Storage) -> bool:
@@ -166,11 +203,10 @@ class Repository(AsynchronousRepository):
         config, authorize_virtual_chunk_access
             As `open`; by default what this object was given.
         """
-        old_config, old_access = self._given
+        old_config, old_access, objects = self._given
         access = old_access if authorize_virtual_chunk_access is None else authorize_virtual_chunk_access
-        return _reopen(
-            type(self), self.storage, old_config if config is None else config, access, self._commit_metadata
-        )
+        config = old_config if config is None else config
+        return _reopen(type(self), self.storage, config, access, objects, self._commit_metadata)
 
     @property
     def storage(self) -> StorageConfig:
@@ -201,9 +237,11 @@ class Repository(AsynchronousRepository):
         storage: Storage,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Access | None = None,
+        *,
+        objects: ObjectStorage | None = None,
     ) -> Repository:
         """See `create`."""
-        return await asyncio.to_thread(cls.create, storage, config, authorize_virtual_chunk_access)
+        return await asyncio.to_thread(cls.create, storage, config, authorize_virtual_chunk_access, objects=objects)
 
     @classmethod
     async def open_async(
@@ -213,9 +251,12 @@ class Repository(AsynchronousRepository):
         authorize_virtual_chunk_access: Access | None = None,
         *,
         check: str = "auto",
+        objects: ObjectStorage | None = None,
     ) -> Repository:
         """See `open`."""
-        return await asyncio.to_thread(cls.open, storage, config, authorize_virtual_chunk_access, check=check)
+        return await asyncio.to_thread(
+            cls.open, storage, config, authorize_virtual_chunk_access, check=check, objects=objects
+        )
 
     @classmethod
     async def open_or_create_async(
@@ -223,9 +264,13 @@ class Repository(AsynchronousRepository):
         storage: Storage,
         config: RepositoryConfig | None = None,
         authorize_virtual_chunk_access: Access | None = None,
+        *,
+        objects: ObjectStorage | None = None,
     ) -> Repository:
         """See `open_or_create`."""
-        return await asyncio.to_thread(cls.open_or_create, storage, config, authorize_virtual_chunk_access)
+        return await asyncio.to_thread(
+            cls.open_or_create, storage, config, authorize_virtual_chunk_access, objects=objects
+        )
 
     @staticmethod
     async def exists_async(storage: Storage) -> bool:
@@ -258,23 +303,21 @@ def _reopen(
     storage: StorageConfig,
     config: RepositoryConfig | None,
     access: Access | None,
+    objects: ObjectStorage | None,
     commit_metadata: dict[str, Any],
 ) -> Repository:
-    repository = cls.open(storage, config, access)
+    repository = cls.open(storage, config, access, objects=objects)
     repository.set_default_commit_metadata(commit_metadata)
     return repository
 
 
-def _initialize(txn: Transaction, storage: StorageConfig, config: RepositoryConfig) -> None:
+def _initialize(txn: Transaction, storage: StorageConfig, config: RepositoryConfig, native: Place | None) -> None:
     created_at = now()
     seq = log_operation(txn, "RepoInitialized", {}, created_at)
     snapshots.insert_first_snapshot(txn, seq, created_at)
     refs.insert_branch(txn, MAIN, seq)
     insert_inline_location(txn)
     save_config(txn, config)
-    save_setting(txn, "home", _home(storage))
-
-
-def _home(storage: StorageConfig) -> str | None:
-    """A fingerprint of the catalog's directory: tells a copied folder without telling the name of the first one."""
-    return None if storage.directory is None else hashlib.sha256(str(storage.directory).encode()).hexdigest()[:32]
+    save_setting(txn, "home", home_of(storage))
+    if native is not None:
+        save_place(txn, native)

@@ -17,6 +17,7 @@ from icelite.catalog.permissions import check_feature, check_online
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver
 from icelite.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError
+from icelite.objects import NoObjects, Objects
 from icelite.repository.names import resolve
 from icelite.session import Base, Session
 from icelite.store import IceliteStore
@@ -29,6 +30,7 @@ class Sessions:
     _catalog: Catalog
     _config: RepositoryConfig
     _access: VirtualAccess
+    _objects: Objects | NoObjects
     _commit_metadata: dict[str, Any]
 
     def readonly_session(
@@ -54,6 +56,7 @@ class Sessions:
             ``invalid-argument``, ``invalid-snapshot-id``; ``branch-not-found``, ``tag-not-found``;
             ``snapshot-not-found``, ``no-snapshot-at-time``.
         """
+        self._catalog.refresh()
         with self._catalog.read() as txn:
             seq = resolve(txn, branch, tag, snapshot_id)
             if as_of is not None:
@@ -64,6 +67,7 @@ class Sessions:
             base,
             config=self._config.merge(RepositoryConfig.default()),
             access=self._access,
+            objects=self._objects,
             branch=None,
             writable=False,
         )
@@ -105,6 +109,7 @@ class Sessions:
             base,
             config=self._config.merge(RepositoryConfig.default()),
             access=self._access,
+            objects=self._objects,
             branch=branch,
             writable=True,
             rearrange=rearrange,

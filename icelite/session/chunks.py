@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from icelite.catalog.locations import INLINE
-from icelite.change_set import ChangeSet
+from icelite.catalog.positions import as_grid
+from icelite.change_set import ChangeSet, StagedRef
 from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.payload import Payloads
-from icelite.types import ChunkRef, ChunkType, chunk_name, chunk_position
+from icelite.types import ChunkRef, ChunkRefs, ChunkType, Location, chunk_name, chunk_position
 from icelite.virtual import VirtualAccess
 
 Position = tuple[int, ...]
@@ -26,6 +29,9 @@ ChunkBatch = tuple[
     npt.NDArray[np.uint64],
     dict[int, bytes],
 ]
+_T = TypeVar("_T")
+_POSITIONS_AT_ONCE = 10_000
+
 Reindex = Callable[[list[int]], Iterable[int] | None]
 
 
@@ -38,6 +44,11 @@ class Chunks:
 
     def check_writable(self) -> None:
         """Refuse where this session may not write."""
+        raise NotImplementedError
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether asking the catalog may wait for a network."""
         raise NotImplementedError
 
     def get_node_id(self, path: str) -> str:
@@ -66,15 +77,17 @@ class Chunks:
         found = self.changes.find_chunk(entry.node.node_id, chunk_name(chunk_coordinates))
         if found is None:
             return ChunkType.uninitialized
-        if isinstance(found, bytes) or (isinstance(found, ChunkRef) and found.location_id == INLINE):
-            return ChunkType.inline
-        return ChunkType.virtual
+        if isinstance(found, bytes):
+            return ChunkType.native if self.changes.native.takes(len(found)) else ChunkType.inline
+        return found.location.kind if isinstance(found, StagedRef) else self.payloads.location(found).kind
 
     async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[Position]:
         """The grid positions of all chunks that are there; raises as `chunk_type`."""
-        entry, _ = self.changes.lookup_array(check_path(array_path))
-        for chunk, _ in self.changes.chunk_sizes(entry.node.node_id):
-            yield tuple(chunk_position(chunk))
+        entry, _ = await self._off_loop(self.changes.lookup_array, check_path(array_path))
+        sizes = iter(self.changes.chunk_sizes(entry.node.node_id))
+        while some := await self._off_loop(_take, sizes, _POSITIONS_AT_ONCE):
+            for chunk, _ in some:
+                yield tuple(chunk_position(chunk))
 
     async def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[ChunkBatch]:
         """All references of an array, in batches of aligned columns, as Icechunk gives them.
@@ -93,10 +106,14 @@ class Chunks:
         """
         if batch_size < 1:
             raise InvalidInputError(f"batch_size={batch_size} must be at least 1", ErrorKind.INVALID_ARGUMENT)
-        entry, info = self.changes.lookup_array(check_path(array_path))
+        entry, info = await self._off_loop(self.changes.lookup_array, check_path(array_path))
         rows = self.changes.refs(entry.node.node_id)
-        while batch := list(islice(rows, batch_size)):
-            yield self._columns(batch, info.keys.ndim)
+        while batch := await self._off_loop(_take, rows, batch_size):
+            yield await self._off_loop(self._columns, batch, info.keys.ndim)
+
+    async def _off_loop(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
+        return await asyncio.to_thread(function, *arguments) if self.is_remote else function(*arguments)
 
     def _columns(self, rows: list[tuple[str, int, int, int]], ndim: int) -> ChunkBatch:
         locations = self.changes.locations()
@@ -105,8 +122,8 @@ class Chunks:
             for row, (chunk, location_id, offset, length) in enumerate(rows)
             if location_id == INLINE
         }
-        urls = {i: "" if i == INLINE else self.access.url(locations[i - 2]) for i in {row[1] for row in rows}}
-        kinds = [ChunkType.inline if row[1] == INLINE else ChunkType.virtual for row in rows]
+        urls = {i: "" if i == INLINE else self.payloads.url(locations[i - 2]) for i in {row[1] for row in rows}}
+        kinds = [ChunkType.inline if row[1] == INLINE else locations[row[1] - 2].kind for row in rows]
         offsets = [0 if row[1] == INLINE else row[2] for row in rows]
         return (
             np.array([chunk_position(row[0]) for row in rows], dtype=np.uint32).reshape(len(rows), ndim),
@@ -115,6 +132,36 @@ class Chunks:
             np.array(offsets, dtype=np.uint64),
             np.array([row[3] for row in rows], dtype=np.uint64),
             inline,
+        )
+
+    def chunk_refs(self, array_path: str) -> ChunkRefs:
+        """Where all chunks of an array are, uncommitted ones included, as columns for numpy and pandas.
+
+        Raises
+        ------
+        NodeNotFoundError, InvalidInputError
+            ``node-not-found``; ``not-an-array``.
+        """
+        path = check_path(array_path)
+        entry, info = self.changes.lookup_array(path)
+        blocks = list(self.changes.columns(entry.node.node_id))
+        positions = np.concatenate([as_grid(block.chunks, info.keys.ndim, f"array /{path}") for block in blocks])
+        ids, offsets, lengths = (np.concatenate(columns) for columns in list(zip(*blocks, strict=True))[1:])
+        order = np.lexsort(positions.T[::-1]) if info.keys.ndim else slice(None)
+        numbers, row = np.unique(ids[order], return_inverse=True)
+        places = [self.changes.location(number) for number in numbers.tolist()]
+        used: dict[Location, int] = {}
+        source = np.array([-1 if at is None else used.setdefault(at, len(used)) for at in places], dtype=np.int64)[row]
+        kinds = np.array([ChunkType.inline if at is None else at.kind for at in places], dtype=np.uint8)[row]
+        return ChunkRefs(
+            path,
+            positions[order],
+            kinds,
+            source,
+            np.where(source < 0, 0, offsets[order]).astype(np.uint64),
+            lengths[order].astype(np.uint64),
+            [self.payloads.url(place) for place in used],
+            [_stored(place) for place in used],
         )
 
     def all_virtual_chunk_locations(self) -> list[str]:
@@ -205,6 +252,10 @@ class Chunks:
         self.changes.delete_chunks(node_id, cleared)
 
 
+def _stored(location: Location) -> str:
+    return location.path if location.container is None else f"vcc://{location.container}/{location.path}"
+
+
 def _checked_name(position: Iterable[int], path: str, info: ArrayInfo) -> str:
     target = list(position)
     if len(target) != info.keys.ndim or any(index < 0 for index in target):
@@ -212,3 +263,7 @@ def _checked_name(position: Iterable[int], path: str, info: ArrayInfo) -> str:
     name = chunk_name(target)
     info.check_position(name, path)
     return name
+
+
+def _take(items: Iterator[_T], count: int) -> list[_T]:
+    return list(islice(items, count))

@@ -1,8 +1,8 @@
 """How a session's changes become a snapshot: `commit`, `amend`, `flush`, and `rebase` before them.
 
-The order is the durability argument. Bytes are in the payload table, or go there in the same transaction; then one
-write transaction compares the branch's tip, rebases where that was asked for, inserts the rows and moves the branch.
-Until its COMMIT nobody sees anything; when it fails, the session is as it was.
+The order is the durability argument. Bytes are in objects or in the payload table, or go into the latter in the same
+transaction; then one write transaction compares the branch's tip, rebases where that was asked for, inserts the rows
+and moves the branch. Until its COMMIT nobody sees anything; when it fails, the session is as it was.
 """
 
 from __future__ import annotations
@@ -18,13 +18,22 @@ from icelite.catalog.changes import copy_snapshot
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation, now, to_microseconds
 from icelite.catalog.permissions import check_feature, check_online
+from icelite.catalog.remote import pause
 from icelite.catalog.settings import list_containers, save_container
 from icelite.change_set import ChangeSet
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver
-from icelite.errors import ConflictError, ErrorKind, InvalidInputError, SessionStateError, StorageError
+from icelite.errors import (
+    ConflictError,
+    ErrorKind,
+    InvalidInputError,
+    RebaseFailedError,
+    SessionStateError,
+    StorageError,
+)
+from icelite.payload import Payloads
 from icelite.session.rebase import plan_rebase
-from icelite.types import View, new_snapshot_id
+from icelite.types import SnapshotInfo, View, new_snapshot_id
 from icelite.virtual import VirtualAccess
 
 
@@ -42,6 +51,7 @@ class Commits:
     config: RepositoryConfig
     access: VirtualAccess
     changes: ChangeSet
+    payloads: Payloads
     _catalog: Catalog
     _base: Base
     _branch: str | None
@@ -74,7 +84,8 @@ class Commits:
             Where the branch has moved: replay the changes over what was committed since, if they do not conflict
             or the solver decides.
         rebase_tries
-            For code written for Icechunk. Here one try is enough: nobody commits between rebase and commit.
+            How often to try where the catalog is in a bucket and others publish first; elsewhere one try is enough,
+            since nobody commits between rebase and commit.
         allow_empty
             Commit although nothing changed.
 
@@ -102,20 +113,30 @@ class Commits:
         branch = self._check_can_commit(message, metadata, allow_empty)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
-            restore = self._checkpoint()
-            try:
-                with _naming(snapshot_id), self._catalog.write() as txn:
-                    check_online(txn)
-                    if rebase_with is not None:
-                        self._rebase_to_tip(txn, branch, rebase_with)
-                    self._check_tip(txn, branch)
-                    view = self._write(txn, "NewCommit", branch, snapshot_id, message, metadata)
-                    refs.move_branch(txn, branch, self._base.view.seq, view.seq)
-            except BaseException:
-                restore()
-                raise
+            self.changes.upload()
+            for attempt in range(1, max(1, rebase_tries) + 1):
+                restore = self._checkpoint()
+                try:
+                    with _naming(snapshot_id), self._catalog.write() as txn:
+                        check_online(txn)
+                        if rebase_with is not None:
+                            self._rebase_to_tip(txn, branch, rebase_with)
+                        self._check_tip(txn, branch)
+                        view = self._write(txn, "NewCommit", branch, snapshot_id, message, metadata)
+                        refs.move_branch(txn, branch, self._base.view.seq, view.seq)
+                    break
+                except BaseException as error:
+                    restore()
+                    if rebase_with is None or attempt >= rebase_tries or not self._lost_a_race(error):
+                        raise
+                pause(attempt)
             self._continue_on(Base(snapshot_id, view))
         return snapshot_id
+
+    def _lost_a_race(self, error: BaseException) -> bool:
+        """Whether somebody else published the remote catalog between our last look and our write."""
+        lost = isinstance(error, ConflictError) and not isinstance(error, RebaseFailedError)
+        return lost and self._catalog.storage.place is not None
 
     def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
         """Replace the branch's tip by a snapshot with its changes and these.
@@ -135,6 +156,7 @@ class Commits:
         branch = self._check_can_commit(message, metadata, allow_empty)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
+            self.changes.upload()
             with _naming(snapshot_id), self._catalog.write() as txn:
                 check_online(txn)
                 self._check_tip(txn, branch)
@@ -165,11 +187,34 @@ class Commits:
         self._check_can_commit(message, metadata, allow_empty=False)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
+            self.changes.upload()
             with _naming(snapshot_id), self._catalog.write() as txn:
                 check_online(txn)
                 view = self._write(txn, "NewDetachedSnapshot", None, snapshot_id, message, metadata)
             self._continue_on(Base(snapshot_id, view))
         return snapshot_id
+
+    def record(self, snapshot: SnapshotInfo, branch: str | None) -> Base:
+        """Make the changes a snapshot as another repository had it, and go on from there; no branch moves.
+
+        Parameters
+        ----------
+        snapshot
+            Its id, time, message and metadata are kept; its parent is the snapshot that this session stands on.
+        branch
+            For the operation log: where it was committed, if that is known.
+        """
+        kind = "NewDetachedSnapshot" if branch is None else "NewCommit"
+        with self.changes.lock:
+            self.changes.upload()
+            with _naming(snapshot.id), self._catalog.write() as txn:
+                written_at = to_microseconds(snapshot.written_at)
+                view = self._write(
+                    txn, kind, branch, snapshot.id, snapshot.message, snapshot.metadata, written_at=written_at
+                )
+            self._continue_on(Base(snapshot.id, view))
+        self._writable = True
+        return self._base
 
     def rebase(self, solver: ConflictSolver) -> None:
         """Replay the changes over everything that was committed to the branch since this session began.
@@ -228,6 +273,7 @@ class Commits:
         plan = plan_rebase(txn, self.changes, tip, solver)
         plan.apply(txn, self.changes)
         self._base = Base(snapshots.lookup_info(txn, tip)[0].id, plan.view)
+        self.payloads.forget()
 
     def _checkpoint(self) -> Callable[[], None]:
         """How to undo in memory what a rolled-back transaction undoes in the catalog."""
@@ -250,14 +296,16 @@ class Commits:
         *,
         parent: View | None = None,
         amended: str | None = None,
+        written_at: int | None = None,
     ) -> View:
         """Insert the snapshot with its rows; for an amend, those of the amended snapshot come first."""
         if self._rearrange:
             check_feature(txn, "move_node")
         base = self._base.view
         parent = parent or base
-        before = to_microseconds(snapshots.lookup_info(txn, base.seq)[0].written_at)
-        written_at = max(now(), before + 1)  # a clock set back must not put a child before its parent
+        if written_at is None:
+            before = to_microseconds(snapshots.lookup_info(txn, base.seq)[0].written_at)
+            written_at = max(now(), before + 1)  # a clock set back must not put a child before its parent
         detail = {"branch": branch, "previous_snap_id": amended, "new_snap_id": snapshot_id}
         detail = {name: value for name, value in detail.items() if value is not None}
         seq = log_operation(txn, kind, detail, written_at)

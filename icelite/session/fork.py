@@ -11,11 +11,13 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from icelite.catalog import snapshots
+from icelite.catalog.database import Transaction
 from icelite.catalog.permissions import check_online
+from icelite.catalog.remote import repeat_write
 from icelite.change_set import absorb
 from icelite.errors import ErrorKind, SessionStateError
 from icelite.session.commits import Base
-from icelite.types import new_snapshot_id
+from icelite.types import View, new_snapshot_id
 
 if TYPE_CHECKING:
     from icelite.session.session import Session
@@ -33,9 +35,12 @@ def fork_base(session: Session) -> Base:
     snapshot_id = new_snapshot_id()
     with session.changes.lock:
         session.changes.flush_payloads()
-        with session._catalog.write() as txn:
+
+        def write(txn: Transaction) -> View:
             check_online(txn)
-            view = session._write(txn, "NewDetachedSnapshot", None, snapshot_id, "Base of forks", {})
+            return session._write(txn, "NewDetachedSnapshot", None, snapshot_id, "Base of forks", {})
+
+        view = repeat_write(session._catalog, write)
     return Base(snapshot_id, view)
 
 

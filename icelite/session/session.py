@@ -11,9 +11,10 @@ from typing import Any
 
 from icelite.catalog.database import Catalog
 from icelite.catalog.locations import has_remote_locations
-from icelite.change_set import ChangeSet
+from icelite.change_set import ChangeSet, Native
 from icelite.config import RepositoryConfig
 from icelite.errors import ErrorKind, ReadOnlyError, SessionStateError
+from icelite.objects import NoObjects, Objects
 from icelite.payload import Payloads
 from icelite.session.asynchronous import AsynchronousSession, in_thread
 from icelite.session.commits import Base
@@ -42,6 +43,7 @@ class Session(AsynchronousSession):
         access: VirtualAccess,
         branch: str | None,
         writable: bool,
+        objects: Objects | NoObjects | None = None,
         rearrange: bool = False,
         commit_metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Session(AsynchronousSession):
         self._rearrange = rearrange
         self.config = config
         self.access = access
+        self.objects = objects or NoObjects()
         self._catalog = catalog
         self._base = base
         self._branch = branch
@@ -58,8 +61,10 @@ class Session(AsynchronousSession):
         self._reset()
 
     def _reset(self) -> None:
-        self.changes = ChangeSet(self._catalog, self._base.view)
-        self.payloads = Payloads(self._catalog, self.access)
+        config = self.config
+        native = Native(self.objects, config.inline_chunk_threshold_bytes, config.object_target_bytes)
+        self.changes = ChangeSet(self._catalog, self._base.view, native)
+        self.payloads = Payloads(self._catalog, self.access, self.objects)
         self._stored_remote: bool | None = None
         self._local_locations = 0
 
@@ -101,10 +106,16 @@ class Session(AsynchronousSession):
         """The uncommitted changes."""
         return self.changes.status() if self._writable else Diff()
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the catalog is in a bucket or on a web server, so that asking it may wait for a network."""
+        return self._catalog.storage.place is not None
+
     def may_read_remote(self) -> bool:
         """Whether any chunk may have to come over a network."""
         if self._stored_remote is None:
-            self._stored_remote = has_remote_locations(self._catalog)
+            elsewhere = self.objects.is_remote or self.is_remote
+            self._stored_remote = elsewhere or has_remote_locations(self._catalog)
         if self._stored_remote:
             return True
         locations = self.changes.locations()
@@ -176,6 +187,7 @@ class Session(AsynchronousSession):
             fork_base(self),
             config=self.config,
             access=self.access,
+            objects=self.objects,
             origins=(*self.origins, self.identity),
         )
 
@@ -224,6 +236,7 @@ class Session(AsynchronousSession):
             "base": self._base,
             "config": self.config,
             "access": self.access,
+            "objects": self.objects,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -234,6 +247,7 @@ class Session(AsynchronousSession):
             state["base"],
             config=config,
             access=state["access"],
+            objects=state["objects"],
             branch=None,
             writable=False,
         )
@@ -246,20 +260,32 @@ class ForkSession(Session):
     """
 
     def __init__(
-        self, catalog: Catalog, base: Base, *, config: RepositoryConfig, access: VirtualAccess, origins: tuple[str, ...]
+        self,
+        catalog: Catalog,
+        base: Base,
+        *,
+        config: RepositoryConfig,
+        access: VirtualAccess,
+        objects: Objects | NoObjects,
+        origins: tuple[str, ...],
     ) -> None:
-        super().__init__(catalog, base, config=config, access=access, branch=None, writable=True)
+        super().__init__(catalog, base, config=config, access=access, objects=objects, branch=None, writable=True)
         self.origins = origins
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: self.__dict__[name] for name in ("config", "access", "origins", "identity", "merged")}
+        kept = {name: self.__dict__[name] for name in ("config", "access", "objects", "origins", "identity", "merged")}
         return {**kept, "storage": self._catalog.storage, "base": self._base, "changes": self.changes.dump()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config: RepositoryConfig = state["config"]
         catalog = Catalog(state["storage"], change_set=True, busy_timeout=config.busy_timeout_seconds)
         self.__init__(  # type: ignore[misc]
-            catalog, state["base"], config=config, access=state["access"], origins=state["origins"]
+            catalog,
+            state["base"],
+            config=config,
+            access=state["access"],
+            objects=state["objects"],
+            origins=state["origins"],
         )
         self.identity, self.merged = state["identity"], state["merged"]
         self.changes.load(state["changes"])

@@ -7,6 +7,7 @@ references at fault, and nothing is written: data that silently reads as fill va
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, product
 from typing import Any
@@ -26,7 +27,20 @@ SHOWN = 5  # faults that an error message lists
 MISSING = -1  # id of the location "": no chunk there
 
 Ints = npt.NDArray[np.int64]
-Urls = Sequence[str] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CodedUrls:
+    """A column of locations: the different ones, and for each chunk the index of its own, or `MISSING`."""
+
+    urls: Sequence[str]
+    codes: Ints
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+Urls = Sequence[str] | npt.NDArray[Any] | CodedUrls
 
 
 def stamp_of(checksum: object) -> SourceStamp:
@@ -113,10 +127,19 @@ class ReferenceWriter:
                 self._changes.set_refs(node_id, chunks, some_ids, some_offsets, some_lengths, txn)
 
     def _intern_all(self, path: str, locations: Urls, stamps: Mapping[str, SourceStamp], default: SourceStamp) -> Ints:
+        if isinstance(locations, CodedUrls):
+            ids = self._intern_urls(path, locations.urls, len(locations), stamps, default)
+            return np.append(np.fromiter(map(ids.__getitem__, locations.urls), np.int64), MISSING)[locations.codes]
         urls: Sequence[str] = locations.tolist() if isinstance(locations, np.ndarray) else locations
+        ids = self._intern_urls(path, dict.fromkeys(urls), len(urls), stamps, default)
+        return np.fromiter(map(ids.__getitem__, urls), dtype=np.int64, count=len(urls))
+
+    def _intern_urls(
+        self, path: str, urls: Iterable[str], total: int, stamps: Mapping[str, SourceStamp], default: SourceStamp
+    ) -> dict[str, int]:
         ids: dict[str, int] = {}
         faults: dict[str, IceliteError] = {}
-        for url in dict.fromkeys(urls):
+        for url in urls:
             if url == "":
                 ids[url] = MISSING
                 continue
@@ -125,8 +148,8 @@ class ReferenceWriter:
             except IceliteError as error:
                 faults[error.message] = error
         if faults:
-            raise _rejected(path, list(faults), len(urls), _common_kind(faults.values()))
-        return np.fromiter(map(ids.__getitem__, urls), dtype=np.int64, count=len(urls))
+            raise _rejected(path, list(faults), total, _common_kind(faults.values()))
+        return ids
 
 
 def _in_key_order(column: Ints, grid: tuple[int, ...], orders: list[Any]) -> Ints:

@@ -2,14 +2,15 @@
 
 The contract is `zarr.abc.store.Store` with its synchronous twin (`get_sync`, `set_sync`, `delete_sync`). Keys are
 those of Zarr hierarchies, v3 or v2; any other key is refused. SQLite answers in microseconds, so local reads run
-where they are called; only bytes of a remote source are awaited.
+where they are called; only bytes of a remote source are awaited. A remote catalog may wait for a network, and is asked
+in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from zarr.abc.store import (
     ByteRequest,
@@ -24,6 +25,7 @@ from icelite.change_set import StagedRef
 from icelite.config import StoreConfig
 from icelite.errors import ErrorKind, InvalidInputError, KeyNotFoundError, NodeNotFoundError, ReadOnlyError
 from icelite.keys import CONSOLIDATED, check_path, invalid_key, split_document_key
+from icelite.payload import Window
 from icelite.store import listing
 from icelite.store.virtual_refs import VirtualReferences
 from icelite.types import ChunkRef
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from icelite.session import Session
 
 Ref = ChunkRef | StagedRef
+T = TypeVar("T")
 
 
 class Opener(Protocol):
@@ -166,15 +169,29 @@ class IceliteStore(VirtualReferences, Store):
         """See `zarr.abc.store.Store.get`; a range is cut at the value's end, as in zarr's own stores."""
         self._is_open = True
         prototype = prototype or default_buffer_prototype()
+        if self._session.is_remote:
+            found = await asyncio.to_thread(self._look, key, byte_range)
+        else:
+            found = self._look(key, byte_range)
+        if found is None or isinstance(found, bytes):
+            return None if found is None else _buffer(prototype, found)
+        return _buffer(prototype, await self._session.payloads.read_remote(*found))
+
+    def _look(self, key: str, byte_range: ByteRequest | None) -> bytes | tuple[Ref, str, Window | None] | None:
+        """What is asked for under a key where it is at hand, else the reference and the window of it to be awaited."""
         found = self._find(key)
         if found is None or isinstance(found, bytes):
-            return None if found is None else _buffer(prototype, _slice(found, byte_range))
+            return None if found is None else _slice(found, byte_range)
         ref, chunk = found
         window = None if byte_range is None else _window(byte_range, ref.length)
         payloads = self._session.payloads
-        if payloads.is_local(ref, chunk):
-            return _buffer(prototype, payloads.read(ref, chunk, window))
-        return _buffer(prototype, await payloads.read_remote(ref, chunk, window))
+        return payloads.read(ref, chunk, window) if payloads.is_local(ref, chunk) else (ref, chunk, window)
+
+    async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
+        if self._session.is_remote:
+            return await asyncio.to_thread(function, *arguments)
+        return function(*arguments)
 
     def _find(self, key: str) -> bytes | tuple[Ref, str] | None:
         """The bytes under a key where they are at hand, else the reference to them with its name."""
@@ -200,7 +217,7 @@ class IceliteStore(VirtualReferences, Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is a value under a key."""
-        return self._find(key) is not None
+        return await self._off_loop(self._find, key) is not None
 
     async def getsize(self, key: str) -> int:
         """Bytes of the value under a key; nothing is read.
@@ -210,14 +227,14 @@ class IceliteStore(VirtualReferences, Store):
         KeyNotFoundError
             ``key-not-found``; it is a `FileNotFoundError`, as zarr asks.
         """
-        found = self._find(key)
+        found = await self._off_loop(self._find, key)
         if found is None:
             raise KeyNotFoundError(f"no value under key {key!r} in {self}", ErrorKind.KEY_NOT_FOUND)
         return len(found) if isinstance(found, bytes) else found[0].length
 
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all values below a directory; nothing is read."""
-        return listing.stored_bytes(self._session.changes, prefix.rstrip("/"))
+        return await self._off_loop(listing.stored_bytes, self._session.changes, prefix.rstrip("/"))
 
     # -- listing -----------------------------------------------------------------------------------------------
 
@@ -228,12 +245,16 @@ class IceliteStore(VirtualReferences, Store):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """All keys that begin with ``prefix``."""
+        if self._session.is_remote:
+            for key in await asyncio.to_thread(_all, listing.iter_keys, self._session.changes, prefix):
+                yield key
+            return
         for key in listing.iter_keys(self._session.changes, prefix):
             yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names directly below a directory, in order of creation."""
-        for name in listing.child_names(self._session.changes, prefix.rstrip("/")):
+        for name in await self._off_loop(_all, listing.child_names, self._session.changes, prefix.rstrip("/")):
             yield name
 
     def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[Any]:
@@ -279,13 +300,13 @@ class IceliteStore(VirtualReferences, Store):
 
     async def set(self, key: str, value: Buffer) -> None:
         """See `set_sync`."""
-        self.set_sync(key, value)
+        await self._off_loop(self.set_sync, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a value unless there is one; atomic among this session's users."""
         self._check_writable()
-        if self._find(key) is None:
-            self.set_sync(key, value)
+        if await self._off_loop(self._find, key) is None:
+            await self._off_loop(self.set_sync, key, value)
 
     def delete_sync(self, key: str) -> None:
         """Delete the value under a key; no error where there is none."""
@@ -302,16 +323,20 @@ class IceliteStore(VirtualReferences, Store):
 
     async def delete(self, key: str) -> None:
         """See `delete_sync`."""
-        self.delete_sync(key)
+        await self._off_loop(self.delete_sync, key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete everything below a directory."""
         self._check_writable()
-        listing.delete_below(self._session.changes, prefix.rstrip("/"))
+        await self._off_loop(listing.delete_below, self._session.changes, prefix.rstrip("/"))
 
     async def clear(self) -> None:
         """Delete everything."""
         await self.delete_dir("")
+
+
+def _all(listed: Callable[..., Iterable[str]], *arguments: Any) -> list[str]:
+    return [*listed(*arguments)]
 
 
 def _buffer(prototype: BufferPrototype, data: bytes) -> Buffer:

@@ -10,7 +10,17 @@ from icelite.types.chunks import (
     chunk_name,
     chunk_position,
 )
-from icelite.types.maintenance import ChunkStorageStats, Compaction, GCSummary, Problem, Progress
+from icelite.types.maintenance import (
+    Bundle,
+    ChunkStorageStats,
+    Compaction,
+    GCSummary,
+    Problem,
+    Progress,
+    Relocation,
+    Repacking,
+    ZarrExport,
+)
 from icelite.types.nodes import Diff, Node, NodeChange
 from icelite.types.snapshots import (
     CROCKFORD,
@@ -21,12 +31,15 @@ from icelite.types.snapshots import (
     new_snapshot_id,
     parse_snapshot_id,
 )
+from icelite.types.tables import ChunkRefs, SourceInfo, Sources
 from icelite.types.updates import Update, UpdateType
 
 __all__ = [
     "CROCKFORD",
     "INITIAL_SNAPSHOT_ID",
+    "Bundle",
     "ChunkRef",
+    "ChunkRefs",
     "ChunkStorageStats",
     "ChunkType",
     "Compaction",
@@ -38,16 +51,21 @@ __all__ = [
     "NodeChange",
     "Problem",
     "Progress",
+    "Relocation",
+    "Repacking",
     "RepoAvailability",
     "RepoStatus",
     "SessionMode",
     "SnapshotInfo",
+    "SourceInfo",
     "SourceStamp",
+    "Sources",
     "SpecVersion",
     "Update",
     "UpdateType",
     "View",
     "VirtualChunkSpec",
+    "ZarrExport",
     "chunk_name",
     "chunk_position",
     "new_snapshot_id",

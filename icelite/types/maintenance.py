@@ -15,9 +15,9 @@ class GCSummary:
     Attributes
     ----------
     bytes_deleted
-        Bytes of the chunks that were stored inline; the file shrinks only when it is compacted.
+        Bytes of the chunks that were stored inline, and of objects; the file shrinks only when it is compacted.
     chunks_deleted
-        Chunks whose bytes were removed.
+        Chunks stored inline whose bytes were removed.
     snapshots_deleted
         Snapshots that no branch or tag reached. Expired ones are gone before, and not counted.
     transaction_logs_deleted
@@ -26,6 +26,8 @@ class GCSummary:
         Versions of references and of metadata that no snapshot sees.
     segments_deleted, locations_deleted
         Runs of snapshots without any left; files and objects that nothing refers to any more.
+    objects_deleted
+        Native objects that were removed: those nothing refers to, orphans of writers that failed included.
     """
 
     bytes_deleted: int = 0
@@ -36,6 +38,7 @@ class GCSummary:
     nodes_deleted: int = 0
     segments_deleted: int = 0
     locations_deleted: int = 0
+    objects_deleted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,23 @@ class Compaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Repacking:
+    """What `Repository.repack` did.
+
+    Attributes
+    ----------
+    objects
+        Objects whose needed part was written anew.
+    bytes_kept, bytes_freed
+        What of them was needed, and what was not; freed when the old objects are collected.
+    """
+
+    objects: int
+    bytes_kept: int
+    bytes_freed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that `Repository.verify` found wrong.
 
@@ -97,3 +117,72 @@ class Problem:
     check: str
     subject: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """What `Repository.relocate` rewrote, or with ``dry_run`` would rewrite.
+
+    Attributes
+    ----------
+    count
+        Locations that changed, one for each file or object whatever the number of references to it.
+    old_prefix, new_prefix
+        As they were understood: with a ``/`` at the end; a directory below the catalog's own is relative.
+    examples
+        Some of the locations before and after, as URLs or relative paths.
+    containers
+        URL prefixes of the containers that were added or changed.
+    """
+
+    count: int
+    old_prefix: str
+    new_prefix: str
+    examples: tuple[tuple[str, str], ...] = ()
+    containers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What `Repository.bundle` wrote.
+
+    Attributes
+    ----------
+    path
+        The new catalog.
+    chunks, bytes
+        Different chunks of files and objects that were copied into it, and their bytes.
+    sources
+        Files and objects they were read from.
+    size
+        Bytes of the new file.
+    """
+
+    path: str
+    chunks: int
+    bytes: int
+    sources: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrExport:
+    """What `Repository.export_zarr` wrote.
+
+    Attributes
+    ----------
+    target
+        Where it is: a path or a URL.
+    snapshot_id
+        What was exported.
+    nodes, chunks
+        Groups and arrays; chunks that were written.
+    bytes
+        Of all values, metadata included.
+    """
+
+    target: str
+    snapshot_id: str
+    nodes: int
+    chunks: int
+    bytes: int

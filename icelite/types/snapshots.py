@@ -64,8 +64,9 @@ class SnapshotInfo:
 
 
 def new_snapshot_id() -> str:
-    """A fresh random snapshot id."""
-    return "".join(secrets.choice(CROCKFORD) for _ in range(20))
+    """A fresh random snapshot id; as text 96 bits end in a character with one of them and four zeros."""
+    random = secrets.token_bytes(20)
+    return "".join(CROCKFORD[byte % 32] for byte in random[:19]) + "0G"[random[19] % 2]
 
 
 def parse_snapshot_id(text: object) -> str:

@@ -31,6 +31,7 @@ class UpdateType:
     NewDetachedSnapshot: ClassVar[type[NewDetachedSnapshot]]
     GCRan: ClassVar[type[GCRan]]
     ExpirationRan: ClassVar[type[ExpirationRan]]
+    LocationsRelocated: ClassVar[type[LocationsRelocated]]
     OtherUpdate: ClassVar[type[OtherUpdate]]
 
     def __init_subclass__(cls) -> None:
@@ -137,6 +138,14 @@ class GCRan(UpdateType):
 @dataclass(frozen=True)
 class ExpirationRan(UpdateType):
     """Old snapshots were released."""
+
+
+@dataclass(frozen=True)
+class LocationsRelocated(UpdateType):
+    """The files and objects below a prefix got another one; Icechunk has no such kind."""
+
+    old_prefix: str
+    new_prefix: str
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Who may read what: the gates between a catalog's references and anybody's bytes.
 
 A catalog may come from a stranger, so a reference by itself opens nothing. It is read when
-(1) it is relative, and stays under the catalog's directory after symbolic links are resolved; or
+(1) it is relative, and stays under the catalog's directory after symbolic links are resolved, or under the prefix of
+    a remote catalog, which is then asked with that catalog's own credentials; or
 (2) a container covers it, and the caller authorised a prefix that covers it: by ``authorize_virtual_chunk_access``
     (the longest prefix wins) or, for ``file://``, by passing the container itself in this process; a local file's
     resolved path must lie under an authorised directory too; or
@@ -11,25 +12,24 @@ Endpoint, region and credentials come from what the caller passed, never from wh
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from icelite.config import VirtualChunkContainer, longest_covering, normalize_prefix
-from icelite.credentials import AnyCredential, AnyS3Credential, S3Credentials, check_credential
-from icelite.storage import ObjectStoreConfig, S3Options
+from icelite.credentials import AnyCredential, check_credential
+from icelite.storage import RemotePlace
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import refusal
-from icelite.virtual.clients import client_for, run
+from icelite.virtual.containers import KnownContainers
 from icelite.virtual.local import LocalSource, is_catalog
-from icelite.virtual.s3 import S3Object, S3Source
+from icelite.virtual.remote import Target, open_target, path_inside, reach, reach_beside, stamps_of
 from icelite.virtual.source import Source, fetch_error
 from icelite.virtual.urls import (
     bad_reference,
-    bucket_and_key,
+    check_remote,
     check_segments,
     existing_path,
     file_path,
@@ -40,11 +40,9 @@ from icelite.virtual.urls import (
 )
 
 _MAX_SOURCES = 16_384  # a source remembers that the gates were passed; it keeps no file open
-_STAMPS_AT_ONCE = 32
-_STAMPS_A_RUN = 1_024  # keys that expire are renewed between runs
 
 
-class VirtualAccess:
+class VirtualAccess(KnownContainers):
     """The virtual chunks that one repository object may reference and read.
 
     Parameters
@@ -62,6 +60,8 @@ class VirtualAccess:
         What the caller authorised, by prefix.
     catalog
         The catalog file, which is never opened as a source, and whose name messages use.
+    place
+        The bucket or web server of a remote catalog, from whose prefix relative references start.
 
     Attributes
     ----------
@@ -83,6 +83,7 @@ class VirtualAccess:
         declared: Mapping[str, VirtualChunkContainer],
         access: Mapping[str, AnyCredential | None],
         catalog: Path | None = None,
+        place: RemotePlace | None = None,
     ) -> None:
         for prefix, credential in access.items():
             check_credential(prefix, credential)
@@ -92,6 +93,7 @@ class VirtualAccess:
         self._containers = {container.url_prefix: container for container in self._named.values()}
         self._declared = {container.url_prefix: container for container in declared.values()}
         self._access = {normalize_prefix(prefix): credential for prefix, credential in access.items()}
+        self._place = place
         self._catalog = None if catalog is None else os.path.realpath(catalog)
         self._own_files: set[str] = set()
         self._sources: dict[Location, Source] = {}
@@ -111,7 +113,8 @@ class VirtualAccess:
         Parameters
         ----------
         url
-            ``file:///...``, ``s3://...``, ``vcc://name/path``, or a path: absolute, or relative to the catalog.
+            ``file:///...``, ``s3://...`` or another remote URL, ``vcc://name/path``, or a path, absolute or relative
+            to the catalog.
         stamp
             What the source looks like now, to be checked when it is read.
 
@@ -119,7 +122,7 @@ class VirtualAccess:
         ------
         InvalidInputError
             ``invalid-virtual-ref`` for a URL that cannot be used, ``no-container-for-virtual-chunk`` when no
-            container covers it (``s3://``, if ``validate_container``) or has its name.
+            container covers it (a remote one, if ``validate_container``) or has its name.
         """
         stamp = stamp or SourceStamp()
         container, path = None, url
@@ -128,13 +131,18 @@ class VirtualAccess:
             container, path = name_and_path(url)
             url = self._prefix_of(container, url) + path
             self._check(url)
-        elif scheme == "s3":
-            bucket_and_key(url)
-            if validate_container and longest_covering(self._containers, url) is None:
+        elif scheme == "" and self._place is not None and not url.startswith("/"):
+            path = relative_path(url.removeprefix("./"))
+        elif scheme not in ("", "file"):
+            check_remote(url)
+            inside = None if self._place is None else path_inside(self._place, url)
+            if inside is not None:
+                path = inside
+            elif validate_container and longest_covering(self._containers, url) is None:
                 raise refusal.no_container(url, self._catalog)
         else:
             path = self._locate_file(url)
-        if stamp.etag is not None and not url.startswith("s3://"):
+        if stamp.etag is not None and (path.startswith("file://") or (self._place is None and "://" not in url)):
             raise bad_reference(url, "has an ETag as its checksum, which local files lack; pass a datetime")
         return Location(ChunkType.virtual, path, container, stamp.size, stamp.etag, stamp.modified_at)
 
@@ -164,19 +172,6 @@ class VirtualAccess:
         path = url.removeprefix("./")
         return existing_path(os.path.join(self._directory, relative_path(path)))
 
-    def allow(self, location: Location) -> None:
-        """Authorise a local file that this process referenced itself, for this object."""
-        if location.container is None and location.path.startswith("file://"):
-            self._own_files.add(location.path)
-
-    def join(self, other: VirtualAccess) -> None:
-        """Take over what another process referenced in a fork of this session: its own files and new containers."""
-        self._own_files |= other._own_files
-        for name, container in other.new_containers.items():
-            if container.url_prefix not in self._containers:
-                self._containers[container.url_prefix] = self._named[name] = container
-                self.new_containers[name] = container
-
     def stamp(self, url: str) -> SourceStamp:
         """What a source looks like now: `stamps` of one.
 
@@ -188,7 +183,7 @@ class VirtualAccess:
         return self.stamps([url])[url]
 
     def stamps(self, urls: Iterable[str]) -> dict[str, SourceStamp]:
-        """What sources look like now, by URL; empty stamps for those not there, or on S3 and not authorised.
+        """What sources look like now, by URL; empty stamps for those not there, or remote and not authorised.
 
         Raises
         ------
@@ -198,28 +193,26 @@ class VirtualAccess:
             ``virtual-chunk-fetch`` when a source cannot be asked.
         """
         found: dict[str, SourceStamp] = {}
-        objects: dict[str, S3Object] = {}
+        targets: dict[str, Target] = {}
         for url in dict.fromkeys(urls):
             absolute = self._absolute_url(url)
-            prefix = longest_covering(self._access, absolute)
-            if scheme_of(absolute) != "s3":
+            target = self.find_target(absolute)
+            if target is not None:
+                targets[url] = target
+            elif scheme_of(absolute) in ("", "file"):
                 found[url] = self._stamp_file(absolute)
-            elif prefix is not None:
-                objects[url] = self._object(absolute, prefix, self._access[prefix])
             else:
-                bucket_and_key(absolute)
+                check_remote(absolute)
                 found[url] = SourceStamp()
-        asked = list(objects)
-        for start in range(0, len(asked), _STAMPS_A_RUN):
-            batch = asked[start : start + _STAMPS_A_RUN]
-            # connected here, not on the event loop: the caller's get_credentials may need that loop itself
-            connected = [(objects[url], objects[url].client.filesystem()) for url in batch]
-            found.update(zip(batch, run(_stamp_objects(connected)), strict=True))
+        found.update(zip(targets, stamps_of(list(targets.values())), strict=True))
         return found
 
     def _absolute_url(self, url: str) -> str:
-        """A reference with its container's prefix in place of ``vcc://name/``."""
-        if scheme_of(url) != "vcc":
+        """A reference with its container's prefix in place of ``vcc://name/``, or the catalog's if it is relative."""
+        scheme = scheme_of(url)
+        if scheme == "" and self._place is not None and not url.startswith("/"):
+            return self._place.base + relative_path(url.removeprefix("./"))
+        if scheme != "vcc":
             return url
         name, path = name_and_path(url)
         return self._prefix_of(name, url) + path
@@ -237,13 +230,13 @@ class VirtualAccess:
 
     # ---- reading them
 
-    def open(self, location: Location, chunk: str) -> Source:
+    def open(self, location: Location, chunk: str | None) -> Source:
         """The source of a location, if the gates let it through. Nothing is opened or asked before the first read.
 
         Parameters
         ----------
         chunk
-            The chunk's key, for messages.
+            The chunk's key, for messages; None when it is about the whole source.
 
         Raises
         ------
@@ -259,7 +252,7 @@ class VirtualAccess:
             self._sources[location] = source
         return source
 
-    def _admit(self, location: Location, chunk: str) -> Source:
+    def _admit(self, location: Location, chunk: str | None) -> Source:
         if location.container is None and scheme_of(location.path) == "":
             return self._open_relative(location, chunk)
         url = self.url(location)
@@ -268,14 +261,17 @@ class VirtualAccess:
             return self._local(location, os.path.realpath(existing_path(file_path(url))), url, check_time=True)
         if longest_covering(self._containers, url) is None:
             raise refusal.no_container(url, self._catalog, chunk)
-        prefix = longest_covering(self._access, url)
-        if url.startswith("s3://"):
-            if prefix is None:
-                raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
-            return S3Source(location, self._object(url, prefix, self._access[prefix]), check_time=True)
-        return self._open_file(location, url, chunk)
+        if url.startswith("file://"):
+            return self._open_file(location, url, chunk)
+        target = self._authorised(url)
+        if target is None:
+            raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
+        return open_target(location, target, check_time=True)
 
-    def _open_relative(self, location: Location, chunk: str) -> Source:
+    def _open_relative(self, location: Location, chunk: str | None) -> Source:
+        if self._place is not None:
+            target = reach_beside(self._place, relative_path(location.path))
+            return open_target(location, target, check_time=self._at_home)
         if self._directory is None:
             raise bad_reference(location.path, "is relative, and a catalog in memory has no directory")
         path = os.path.realpath(existing_path(os.path.join(self._directory, relative_path(location.path))))
@@ -283,7 +279,7 @@ class VirtualAccess:
             raise refusal.outside(location.path, path, self._directory, chunk)
         return self._local(location, path, self.url(location), check_time=self._at_home)
 
-    def _open_file(self, location: Location, url: str, chunk: str) -> Source:
+    def _open_file(self, location: Location, url: str, chunk: str | None) -> Source:
         authorised = [prefix for prefix in (*self._access, *self._declared) if prefix.startswith("file://")]
         if longest_covering(dict.fromkeys(authorised), url) is None:
             raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
@@ -297,15 +293,28 @@ class VirtualAccess:
             raise bad_reference(url, "is a catalog, which holds no virtual chunks")
         return LocalSource(location, path, url, check_time=check_time)
 
-    def _object(self, url: str, prefix: str, credential: AnyCredential | None) -> S3Object:
-        bucket, key = bucket_and_key(url)
+    def find_target(self, url: str) -> Target | None:
+        """The object at a remote URL, and how it may be reached; None when nothing authorises that, or it is a file.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-virtual-ref`` for a URL that cannot be used.
+        """
+        if scheme_of(url) in ("", "file"):
+            return None
+        check_remote(url)
+        inside = None if self._place is None else path_inside(self._place, url)
+        if self._place is not None and inside is not None:
+            return reach_beside(self._place, inside)
+        return self._authorised(url)
+
+    def _authorised(self, url: str) -> Target | None:
+        prefix = longest_covering(self._access, url)
+        if prefix is None:
+            return None
         declared = longest_covering(self._declared, url)
-        store = None if declared is None else self._declared[declared].store
-        options = (
-            S3Options() if store is None or isinstance(store, ObjectStoreConfig.LocalFileSystem) else store.options
-        )
-        chosen = credential if isinstance(credential, AnyS3Credential) else S3Credentials.FromEnv()
-        return S3Object(bucket, key, url, prefix, client_for(chosen, options))
+        return reach(url, prefix, self._access[prefix], None if declared is None else self._declared[declared].store)
 
     # ---- asking
 
@@ -319,9 +328,16 @@ class VirtualAccess:
         """
         if location.container is not None:
             return self._prefix_of(location.container, f"vcc://{location.container}/{location.path}") + location.path
+        if "://" not in location.path and self._place is not None:
+            return self._place.base + location.path
         if "://" in location.path or self._directory is None:
             return location.path
         return "file://" + os.path.join(self._directory, location.path)
+
+    @property
+    def at_home(self) -> bool:
+        """Whether times of files under the catalog's directory count: not where the folder may be a copy."""
+        return self._at_home
 
     def is_local(self, location: Location) -> bool:
         """Whether a location's bytes are in a file of this machine."""
@@ -340,7 +356,8 @@ class VirtualAccess:
     def suggested_prefix(self, url: str) -> str:
         """The prefix to authorise for a URL: its container's, or when that is a whole scheme its bucket or folder."""
         prefix = longest_covering(self._containers, url)
-        return refusal.narrow_prefix(url) if prefix in (None, "s3://", "file://", "file:///") else str(prefix)
+        whole = prefix is None or not prefix.partition("://")[2].strip("/")
+        return refusal.narrow_prefix(url) if whole else str(prefix)
 
     def _prefix_of(self, name: str, url: str) -> str:
         container = self._named.get(name)
@@ -351,20 +368,10 @@ class VirtualAccess:
     @staticmethod
     def _check(url: str) -> None:
         scheme = scheme_of(url)
-        if scheme == "s3":
-            bucket_and_key(url)
-        elif scheme == "file":
+        if scheme == "file":
             file_path(url)
-        else:
+        elif scheme in ("", "vcc"):
             check_segments(url, url, local=True)
             raise bad_reference(url, "is no absolute URL")
-
-
-async def _stamp_objects(connected: Sequence[tuple[S3Object, Any]]) -> list[SourceStamp]:
-    turnstile = asyncio.Semaphore(_STAMPS_AT_ONCE)
-
-    async def ask(target: S3Object, filesystem: Any) -> SourceStamp:
-        async with turnstile:
-            return await target.stamp(filesystem)
-
-    return await asyncio.gather(*(ask(*pair) for pair in connected))
+        else:
+            check_remote(url)

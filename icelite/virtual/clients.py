@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from icelite.credentials import AnyS3Credential, S3Credentials, S3StaticCredentials
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InternalError, InvalidInputError
 from icelite.storage import S3Options
 
 _MAX_CLIENTS = 32
@@ -29,7 +29,7 @@ class S3Client:
     """One way to reach S3: an s3fs filesystem, made at the first use and again when the keys expire."""
 
     def __init__(self, credentials: AnyS3Credential, options: S3Options) -> None:
-        self._credentials = credentials
+        self.credentials = credentials
         self.options = options
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -56,7 +56,7 @@ class S3Client:
         return expires_at is not None and datetime.now(UTC) >= expires_at - _EARLY
 
     def _keys(self) -> S3StaticCredentials | None:
-        credentials = self._credentials
+        credentials = self.credentials
         if isinstance(credentials, S3Credentials.Static):
             return credentials.credentials
         if isinstance(credentials, S3StaticCredentials):
@@ -73,14 +73,14 @@ class S3Client:
         from s3fs import S3FileSystem
 
         options = self.options
-        anonymous = options.anonymous or isinstance(self._credentials, S3Credentials.Anonymous)
+        anonymous = options.anonymous or isinstance(self.credentials, S3Credentials.Anonymous)
         region = options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        if region is None and not isinstance(self._credentials, S3Credentials.FromEnv):
+        if region is None and not isinstance(self.credentials, S3Credentials.FromEnv):
             region = "us-east-1"  # with FromEnv the AWS configuration files may name another
         config: dict[str, Any] = {
             "connect_timeout": 10,
             "read_timeout": options.network_stream_timeout_seconds or 60,
-            "retries": {"mode": "standard", "max_attempts": _ATTEMPTS},
+            "retries": {"mode": "standard", "max_attempts": options.max_attempts or _ATTEMPTS},
             "max_pool_connections": 64,
         }
         if options.force_path_style or options.endpoint_url is not None:
@@ -148,10 +148,24 @@ def client_for(credentials: AnyS3Credential, options: S3Options) -> S3Client:
 
 
 def run(task: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine of s3fs on its own event loop and wait for it."""
+    """Run a coroutine of s3fs or aiohttp on fsspec's event loop and wait for it.
+
+    Raises
+    ------
+    InternalError
+        When called on that loop, which would wait for itself for ever.
+    """
     from fsspec.asyn import get_loop
 
-    return asyncio.run_coroutine_threadsafe(task, get_loop()).result()
+    loop = get_loop()
+    try:
+        waits_for_itself = asyncio.get_running_loop() is loop
+    except RuntimeError:  # not on an event loop
+        waits_for_itself = False
+    if waits_for_itself:
+        task.close()
+        raise InternalError("a remote catalog or source was read in a blocking way on fsspec's own event loop")
+    return asyncio.run_coroutine_threadsafe(task, loop).result()
 
 
 async def run_async(task: Coroutine[Any, Any, T]) -> T:

@@ -140,6 +140,19 @@ class LocalSource:
             return self.read(offset, length, chunk)
         return await asyncio.to_thread(self.read, offset, length, chunk)
 
+    def check(self, chunk: str | None) -> SourceStamp | None:
+        """See `Source.check`; the file is opened, since a directory entry does not say whether it can be."""
+        try:
+            found = os.fstat(self._open(chunk).number)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._translate(error, chunk) from error
+        stamp = SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
+        if not self._is_current(found):
+            raise modified_error(chunk, self._url, self._location, stamp)
+        return stamp
+
     def _is_current(self, found: os.stat_result) -> bool:
         if self._size is not None:
             if found.st_size != self._size:
@@ -148,7 +161,7 @@ class LocalSource:
                 return True
         return not (self._check_time and is_newer(found.st_mtime_ns, self._location, resolution=1))
 
-    def _open(self, chunk: str) -> Descriptor:
+    def _open(self, chunk: str | None) -> Descriptor:
         self._check_kind(os.stat(self._path), chunk)
         # what these flags refuse can only have appeared since the check: a link, a pipe that would block
         descriptor = Descriptor(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
@@ -156,7 +169,7 @@ class LocalSource:
         descriptors.put(self._path, descriptor)
         return descriptor
 
-    def _check_kind(self, found: os.stat_result, chunk: str) -> None:
+    def _check_kind(self, found: os.stat_result, chunk: str | None) -> None:
         if not stat.S_ISREG(found.st_mode):
             raise fetch_error(chunk, self._url, "is a directory, a pipe or a device, not a regular file")
 
@@ -170,7 +183,7 @@ class LocalSource:
             done += len(data)
         return b"".join(parts)
 
-    def _translate(self, error: OSError, chunk: str) -> StorageError:
+    def _translate(self, error: OSError, chunk: str | None) -> StorageError:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             recorded = "" if self._size is None else f" (recorded: {self._size} bytes)"
             problem = f"does not exist{recorded}; put the file back, or correct the reference"

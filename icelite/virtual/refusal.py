@@ -23,17 +23,22 @@ def expression(prefix: str) -> str:
     """The Python expression that authorises a prefix: a proposal, the caller may have other credentials."""
     if prefix.startswith("file://"):
         return "icelite.LocalFileSystemAccess"
+    if prefix.startswith(("https://", "http://")):
+        return "icelite.HttpAccess"
+    if not prefix.startswith("s3://"):
+        return "icelite.credentials.filesystem_access()"
     return "icelite.s3_credentials(from_env=True)"
 
 
 def narrow_prefix(url: str) -> str:
-    """The folder of a ``file://`` URL, the bucket of an ``s3://`` one."""
-    if url.startswith("s3://"):
-        return "s3://" + url.removeprefix("s3://").partition("/")[0] + "/"
-    return url.rpartition("/")[0] + "/"
+    """The folder of a ``file://`` URL, the bucket or the host of any other one."""
+    if url.startswith("file://"):
+        return url.rpartition("/")[0] + "/"
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/"
 
 
-def unauthorised(url: str, prefix: str, catalog: str | None, chunk: str) -> InvalidInputError:
+def unauthorised(url: str, prefix: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
     """The caller did not authorise any prefix that covers a URL."""
     return InvalidInputError(
         f"{_subject(url, chunk)} may not be read: nothing passed on open covers it; if you trust this catalog with"
@@ -64,7 +69,7 @@ def unknown_container(name: str, url: str, known: list[str]) -> InvalidInputErro
     )
 
 
-def outside(reference: str, path: str, directory: str, chunk: str) -> InvalidInputError:
+def outside(reference: str, path: str, directory: str, chunk: str | None) -> InvalidInputError:
     """A relative reference leaves the catalog's directory through a symbolic link."""
     return InvalidInputError(
         f"{_subject(reference, chunk)} leads through a symbolic link to {path!r}, outside the catalog's directory"
@@ -73,7 +78,7 @@ def outside(reference: str, path: str, directory: str, chunk: str) -> InvalidInp
     )
 
 
-def linked(url: str, path: str, catalog: str | None, chunk: str) -> InvalidInputError:
+def linked(url: str, path: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
     """An authorised URL leads through a symbolic link to a place that was not authorised."""
     prefix = "file://" + os.path.dirname(path).rstrip("/") + "/"
     return InvalidInputError(

@@ -17,7 +17,7 @@ from typing import Any
 from icelite.errors import StorageError
 from icelite.types import Location, SourceStamp
 from icelite.virtual.clients import S3Client, run, run_async
-from icelite.virtual.source import fetch_error, is_newer, modified_error, range_error
+from icelite.virtual.source import fetch_error, is_changed, modified_error, range_error
 
 ATTEMPTS = 3  # of a whole read; botocore repeats single requests by itself
 SECOND = 1_000_000_000
@@ -42,13 +42,13 @@ class S3Object:
     url
         How messages call it.
     prefix
-        What the caller authorised; messages name it when credentials fail.
+        What the caller authorised; messages name it when credentials fail. None for what belongs to the catalog.
     """
 
     bucket: str
     key: str
     url: str
-    prefix: str
+    prefix: str | None
     client: S3Client
 
     async def ask(
@@ -67,8 +67,8 @@ class S3Object:
             service = await filesystem.set_session()
             response: dict[str, Any] = await getattr(service, method)(Bucket=self.bucket, Key=self.key, **arguments)
             return response
-        except _library_errors() as error:
-            status, problem = _status(error), self.problem(error)
+        except library_errors() as error:
+            status, problem = status_of(error), self.problem(error)
         if status == none_for:
             return None
         raise fetch_error(chunk, self.url, problem)  # out here, the library's exception is not the context of this one
@@ -76,8 +76,11 @@ class S3Object:
     def problem(self, error: BaseException) -> str:
         """What went wrong and what to do, without anything a library or server wrote but a short code."""
         name = type(error).__name__
-        remedy = f"; check what authorize_virtual_chunk_access gives for {self.prefix!r}"
-        status, code = _status(error), _code(error)
+        given = "the credentials of the catalog's StorageConfig"
+        if self.prefix is not None:
+            given = f"what authorize_virtual_chunk_access gives for {self.prefix!r}"
+        remedy = f"; check {given}"
+        status, code = status_of(error), _code(error)
         if status is not None:
             answer = f"{code} (HTTP {status})" if code else f"HTTP {status}"
             if code in _REGION_CODES or status in (301, 307):
@@ -130,6 +133,15 @@ class S3Source:
         filesystem = await asyncio.to_thread(client.filesystem) if client.is_stale() else client.filesystem()
         return await run_async(self._read(filesystem, offset, length, chunk))
 
+    def check(self, chunk: str | None) -> SourceStamp | None:
+        """See `Source.check`."""
+        found = run(self._object.stamp(self._object.client.filesystem(), chunk))
+        if found == SourceStamp():
+            return None
+        if self._is_changed(found):
+            raise modified_error(chunk, self._object.url, self._location, found)
+        return found
+
     async def _read(self, filesystem: Any, offset: int, length: int, chunk: str) -> bytes:
         if offset < 0 or length <= 0:
             raise fetch_error(chunk, self._object.url, f"cannot have bytes {offset} to {offset + length}")
@@ -153,7 +165,7 @@ class S3Source:
         try:
             self._check(response, offset, length, chunk)
             data: bytes = await body.read()
-        except _library_errors():
+        except library_errors():
             return None
         finally:
             body.close()
@@ -180,17 +192,10 @@ class S3Source:
             )
 
     def _is_changed(self, found: SourceStamp) -> bool:
-        recorded = self._location
-        if recorded.size is not None and found.size != recorded.size:
-            return True
-        if recorded.etag is not None and found.etag != recorded.etag.strip('"'):
-            return True
-        if not self._check_time or recorded.modified_at is None:
-            return False
-        return found.modified_at is None or is_newer(found.modified_at, recorded, resolution=SECOND)
+        return is_changed(found, self._location, check_time=self._check_time, resolution=SECOND)
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status of a service's refusal; None when no service answered."""
     response = getattr(error, "response", None)
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(response, dict) else None
@@ -221,7 +226,7 @@ def _stamp(response: Any) -> SourceStamp:
     )
 
 
-def _library_errors() -> tuple[type[BaseException], ...]:
+def library_errors() -> tuple[type[BaseException], ...]:
     """What s3fs and the libraries under it raise when a request fails."""
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]

@@ -33,6 +33,18 @@ class Source(Protocol):
         """`read` without blocking on the network; raises the same."""
         ...
 
+    def check(self, chunk: str | None) -> SourceStamp | None:
+        """What the source looks like now, if it is still the one that was referenced; None when it does not exist.
+
+        No bytes of it are read; blocks.
+
+        Raises
+        ------
+        StorageError
+            ``virtual-chunk-modified`` when it is another one, ``virtual-chunk-fetch`` when it cannot be opened.
+        """
+        ...
+
 
 def is_newer(found: int, location: Location, *, resolution: int) -> bool:
     """Whether a modification time contradicts the recorded one.
@@ -48,6 +60,17 @@ def is_newer(found: int, location: Location, *, resolution: int) -> bool:
     return found > recorded + TIME_TOLERANCE
 
 
+def is_changed(found: SourceStamp, location: Location, *, check_time: bool, resolution: int) -> bool:
+    """Whether a remote source is another one than was referenced, as far as that was recorded."""
+    if location.size is not None and found.size != location.size:
+        return True
+    if location.etag is not None and found.etag != location.etag.strip('"'):
+        return True
+    if not check_time or location.modified_at is None:
+        return False
+    return found.modified_at is None or is_newer(found.modified_at, location, resolution=resolution)
+
+
 def fetch_error(
     chunk: str | None, url: str, problem: str, kind: ErrorKind = ErrorKind.VIRTUAL_CHUNK_FETCH
 ) -> StorageError:
@@ -56,7 +79,7 @@ def fetch_error(
     return StorageError(f"{subject} {problem}", kind)
 
 
-def modified_error(chunk: str, url: str, location: Location, found: SourceStamp) -> StorageError:
+def modified_error(chunk: str | None, url: str, location: Location, found: SourceStamp) -> StorageError:
     """The error for a source that is no longer the one that was referenced."""
     return fetch_error(
         chunk,

@@ -13,9 +13,13 @@ from urllib.parse import unquote
 
 from icelite.errors import ErrorKind, InvalidInputError
 
-SCHEMES = ("file", "s3", "vcc")
+BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "memory")  # schemes whose URLs are a bucket and a key
+WEB = ("https", "http")
+SCHEMES = ("file", "vcc", *BUCKETS, *WEB)
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
 _DOTS = {".", ".."}
+_KNOWN = ", ".join(f"{scheme}://" for scheme in ("file", "s3", "https", "http", "gs", "az", "abfs"))
 
 
 def scheme_of(url: str) -> str:
@@ -32,7 +36,7 @@ def scheme_of(url: str) -> str:
             raise bad_reference(url, "is empty")
         return ""
     if scheme not in SCHEMES:
-        raise bad_reference(url, f"has the scheme {scheme!r}; this release reads file:// and s3://")
+        raise bad_reference(url, f"has the scheme {scheme!r}; this release reads {_KNOWN}")
     return scheme
 
 
@@ -94,18 +98,37 @@ def file_path(url: str) -> str:
 
 
 def bucket_and_key(url: str) -> tuple[str, str]:
-    """The two halves of an ``s3://`` URL, the key verbatim.
+    """The two halves of a URL such as ``s3://bucket/key``, the key verbatim.
 
     Raises
     ------
     InvalidInputError
         ``invalid-virtual-ref`` when one is missing or might mean another place.
     """
-    bucket, _, key = url.removeprefix("s3://").partition("/")
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
     check_segments(url, key, local=False)
     if not _BUCKET.fullmatch(bucket) or not key:
-        raise bad_reference(url, "is not the URL of an object, such as 's3://bucket/august.nc'")
+        raise bad_reference(url, f"is not the URL of an object, such as '{scheme}://bucket/august.nc'")
     return bucket, key
+
+
+def check_remote(url: str) -> None:
+    """Refuse an absolute URL of a bucket or web server that is incomplete or might mean another place.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme in BUCKETS:
+        bucket_and_key(url)
+        return
+    host, _, path = rest.partition("/")
+    check_segments(url, path.partition("?")[0], local=True)
+    if not _HOST.fullmatch(host) or not path or path.endswith("/") or not path.isprintable():
+        raise bad_reference(url, f"is not the URL of a file, such as '{scheme}://example.org/data/august.nc'")
 
 
 def name_and_path(url: str) -> tuple[str, str]:

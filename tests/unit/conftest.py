@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -116,3 +118,75 @@ def workbench() -> Workbench:
 def new_workbench() -> type[Workbench]:
     """To make more than one, or one in a file."""
     return Workbench
+
+
+class Archive:
+    """A folder with a catalog and ``count`` files beside it: array ``x`` has two chunks of 50 bytes in each file.
+
+    Some tests move the files, so ``values`` says what they hold.
+    """
+
+    def __init__(self, folder: Path, count: int = 3, data: Path | None = None, **options: Any) -> None:
+        self.folder = folder
+        self.data = folder / "data" if data is None else data
+        for place in (folder, self.data):
+            place.mkdir(parents=True, exist_ok=True)
+        self.count = count
+        for number in range(count):
+            (self.data / f"{number}.bin").write_bytes(np.random.default_rng(number).bytes(100))
+        self.values = np.frombuffer(b"".join(path.read_bytes() for path in self.files), "u1")
+        self.path = folder / "ocean.icelite"
+        self.repository = Repository.create(self.path, **options)
+        session = self.repository.writable_session("main")
+        zarr.create_group(session.store)
+        zarr.create_array(session.store, name="x", shape=(100 * count,), chunks=(50,), dtype="u1", compressors=None)
+        self.write(session)
+        self.first = session.commit("reference the files")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, in the order of the array."""
+        return [self.data / f"{number}.bin" for number in range(self.count)]
+
+    def write(self, session: Session, urls: list[str] | None = None) -> None:
+        """Reference the files, stamped as they are now."""
+        urls = [path.as_uri() for path in self.files] if urls is None else urls
+        session.store.set_virtual_refs_arr(
+            "x",
+            (2 * self.count,),
+            [url for url in urls for _ in range(2)],
+            np.array([0, 50] * self.count, dtype=np.uint64),
+            np.full(2 * self.count, 50, dtype=np.uint64),
+            stamps=session.access.stamps(urls),
+        )
+
+    def open(self, **options: Any) -> Repository:
+        """The catalog opened anew, as in another process."""
+        return Repository.open(self.path, **options)
+
+    @staticmethod
+    def read(repository: Repository, branch: str | None = "main", **which: Any) -> Any:
+        """The array's values."""
+        names = {"branch": None if which else branch, **which}
+        return zarr.open_array(repository.readonly_session(**names).store, path="x", mode="r")[:]
+
+    def check(self, repository: Repository, **which: Any) -> None:
+        """Whether the array reads as it should."""
+        np.testing.assert_array_equal(self.read(repository, **which), self.values)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of a query on the catalog."""
+        with self.repository._catalog.read() as txn:
+            return txn.rows(sql)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """Files below the catalog's folder, so that references are relative."""
+    return Archive(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def new_archive() -> type[Archive]:
+    """To make others."""
+    return Archive

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from icelite.credentials import S3Credentials
 from icelite.errors import InvalidInputError, StorageError
 from icelite.storage import (
     ObjectStoreConfig,
     S3Options,
+    S3Place,
     StorageConfig,
     as_storage,
+    http_storage,
     in_memory_storage,
     local_filesystem_storage,
     local_filesystem_store,
@@ -84,22 +88,93 @@ def test_what_is_no_place_is_refused(given: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("prefix", "key"),
     [
-        lambda: as_storage("s3://bucket/x.icelite"),
-        lambda: as_storage("https://user:pw@host/x.icelite?X-Amz-Signature=hush"),
-        lambda: as_storage("file://host/x"),
-        lambda: StorageConfig.s3_from_config(bucket="bucket", prefix="x", region="r", credentials="hush"),
-        lambda: StorageConfig.s3_from_env(bucket="bucket"),
-        lambda: StorageConfig.s3_anonymous(bucket="bucket"),
-        lambda: s3_storage(bucket="bucket", secret_access_key="hush"),
+        (None, "catalog.icelite"),
+        ("", "catalog.icelite"),
+        ("archive/", "archive/catalog.icelite"),
+        ("archive/2024", "archive/2024/catalog.icelite"),
+        ("archive/ocean.icelite", "archive/ocean.icelite"),
     ],
 )
-def test_remote_places_are_refused_clearly(make: Callable[[], StorageConfig]) -> None:
-    with pytest.raises(StorageError) as caught:
+def test_a_prefix_in_a_bucket_is_the_catalog_or_a_folder_for_it(prefix: str | None, key: str) -> None:
+    storage = StorageConfig.s3_from_env(bucket="bucket", prefix=prefix, region="r")
+    assert storage.name == f"s3://bucket/{key}"
+    assert isinstance(storage.place, S3Place)
+    assert storage.place.key == key
+    assert storage.home == storage.name.rpartition("/")[0] + "/"
+    assert storage.path is None
+    assert as_storage(storage.name).place == replace(storage.place, options=S3Options())
+
+
+def test_credentials_of_a_place_travel_and_are_never_shown() -> None:
+    keys = {"access_key_id": "AKID", "secret_access_key": "hush", "session_token": "mum"}
+    web = StorageConfig.http("https://host/x.icelite?X-Signature=hush", headers={"Authorization": "mum"})
+    for storage in (
+        StorageConfig.s3_from_config(bucket="bucket", prefix="x", credentials=S3Credentials(**keys)),
+        s3_storage(bucket="bucket", prefix="x", **keys),
+        s3_storage(bucket="bucket", anonymous=True, region="r"),
+        web,
+        http_storage("https://host/x.icelite", headers={"Authorization": "mum"}),
+    ):
+        assert pickle.loads(pickle.dumps(storage)) == storage
+        shown = repr(storage) + str(storage) + repr(storage.place) + storage.name
+        assert not any(secret in shown for secret in ("AKID", "hush", "mum"))
+    assert web.name == "https://host/x.icelite"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:80/x.icelite", "http://127.0.0.1/x", "http://[::1]:8/x", "https://h/x"]
+)
+def test_a_web_server_is_reached_encrypted_or_on_this_machine(url: str) -> None:
+    assert as_storage(url).name == url
+
+
+def test_plain_http_is_there_on_request() -> None:
+    url = "http://example.org/x.icelite"
+    with pytest.raises(InvalidInputError) as caught:
+        as_storage(url)
+    assert caught.value.kind == "storage-config"
+    assert "allow_http=True" in str(caught.value)
+    assert StorageConfig.http(url, allow_http=True).name == url
+    with pytest.raises(InvalidInputError):
+        as_storage("http://localhost.example.org/x.icelite")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: as_storage("https://user:pw@host/x.icelite?X-Amz-Signature=hush"),
+        lambda: as_storage("https://host"),
+        lambda: as_storage("https://host/a/../x.icelite"),
+        lambda: as_storage("https://host/a/%2e%2e/x.icelite"),
+        lambda: as_storage("https://host\\@evil/x.icelite"),
+        lambda: as_storage("s3://b"),
+        lambda: as_storage("s3://bucket/a/../x.icelite"),
+        lambda: StorageConfig.s3_from_config(bucket="arn:aws:s3:::x"),
+        lambda: StorageConfig.s3_from_config(bucket="bucket", prefix="x", credentials="hush"),
+        lambda: StorageConfig.s3_from_config(bucket="bucket", endpoint_url="http://host"),
+        lambda: StorageConfig.s3_from_config(bucket="bucket", max_attempts=0),
+        lambda: StorageConfig.http("https://host/x", headers={"A": "hush\nB: c"}),
+        lambda: StorageConfig.http("https://host/x", max_attempts=True),
+        lambda: s3_storage(bucket="bucket", secret_access_key="hush"),
+        lambda: s3_storage(bucket="bucket", anonymous=True, from_env=True),
+    ],
+)
+def test_unusable_places_are_refused_without_repeating_a_secret(make: Callable[[], StorageConfig]) -> None:
+    with pytest.raises(InvalidInputError) as caught:
         make()
+    assert caught.value.kind in ("storage-config", "invalid-path", "invalid-credentials")
+    assert "hush" not in str(caught.value)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["file://host/x", "ftp://user:pw@host/x?hush", "gs://b/a", "S3://b/x"])
+def test_other_schemes_are_refused_clearly(url: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        as_storage(url)
     assert caught.value.kind == "unsupported-storage"
-    assert "StorageConfig.filesystem" in str(caught.value)
+    assert "s3://" in str(caught.value)
     assert "hush" not in str(caught.value)
     assert "pw" not in str(caught.value)
 

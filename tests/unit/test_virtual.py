@@ -16,10 +16,12 @@ import pytest
 from icelite.config import VirtualChunkContainer
 from icelite.credentials import AnyCredential, LocalFileSystemAccess, s3_credentials
 from icelite.errors import IceliteError, InvalidInputError, StorageError
-from icelite.storage import s3_store
+from icelite.storage import RemotePlace, StorageConfig, s3_store
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import VirtualAccess, local
 from icelite.virtual.local import DescriptorCache
+from icelite.virtual.s3 import S3Object
+from icelite.virtual.web import WebObject
 
 DATA = bytes(range(256)) * 4
 CHUNK = "temperature/c/0/1"
@@ -261,8 +263,19 @@ def test_a_link_out_of_what_was_authorised_is_refused(home: Path, elsewhere: Pat
         "file://{elsewhere}/y.nc\0",
         "file://",
         "FILE://{elsewhere}/y.nc",
-        "http://localhost/x",
-        "gs://bucket/x",
+        "http://localhost/",
+        "https://",
+        "https://host",
+        "https://user@host/x",
+        "https://host\\@evil/x",
+        "https://host/a/../x",
+        "https://host/a/%2e%2E/x",
+        "https://host/a\nb",
+        "gs://bucket",
+        "az://bucket/../x",
+        "simplecache::https://host/x",
+        "ssh://host/x",
+        "reference://x",
         "s3a://bucket/x",
         "vcc://name",
         "vcc:///x",
@@ -278,8 +291,13 @@ def test_a_link_out_of_what_was_authorised_is_refused(home: Path, elsewhere: Pat
 )
 def test_urls_that_might_mean_another_place_are_refused_on_both_sides(home: Path, elsewhere: Path, url: str) -> None:
     url = url.format(elsewhere=elsewhere)
-    everything = {"file:///": LocalFileSystemAccess, "s3://": s3_credentials(anonymous=True)}
-    access = make(home, "file:///", "s3://", access=everything)
+    everything = {
+        "file:///": LocalFileSystemAccess,
+        "s3://": s3_credentials(anonymous=True),
+        "gs://": None,
+        "az://": None,
+    }
+    access = make(home, *everything, access=everything)
     assert refused(access, virtual(url)).kind == "invalid-virtual-ref"
     with pytest.raises(InvalidInputError) as caught:
         access.locate(url, validate_container=False)
@@ -469,7 +487,7 @@ def test_stamps_are_exact_and_empty_for_what_is_not_there(home: Path) -> None:
     with pytest.raises(InvalidInputError):
         access.stamp(f"file://{home}")
     with pytest.raises(InvalidInputError):
-        access.stamp("gs://bucket/x")
+        access.stamp("gs://bucket")
 
 
 # ---- the machinery
@@ -572,3 +590,75 @@ def test_store_options_of_a_stored_container_are_never_used(home: Path) -> None:
     )
     source = access.open(virtual("s3://bucket/x"), CHUNK)
     assert source._object.client.options.endpoint_url is None  # type: ignore[attr-defined]
+
+
+# ---- a catalog that is not on this machine
+
+
+WEB = StorageConfig.http("https://host/data/ocean.icelite?signature=hush", headers={"Authorization": "hush"}).place
+BUCKET = StorageConfig.s3_anonymous(bucket="bucket", prefix="data/ocean.icelite", region="r").place
+
+
+def elsewhere_of(place: RemotePlace | None, *prefixes: str) -> VirtualAccess:
+    containers = {prefix: VirtualChunkContainer(prefix) for prefix in prefixes}
+    return VirtualAccess(directory=None, at_home=False, containers=containers, declared={}, access={}, place=place)
+
+
+def test_relative_references_of_a_remote_catalog_start_at_its_own_url() -> None:
+    web = elsewhere_of(WEB).find_target("https://host/data/a b.nc")
+    assert isinstance(web, WebObject)
+    assert (web.root, web.target) == ("https://host/data/", "https://host/data/a%20b.nc")
+    assert web.headers == (("Authorization", "hush"),)
+    assert elsewhere_of(WEB).url(virtual("x/a b.nc")) == "https://host/data/x/a b.nc"
+    bucket = elsewhere_of(BUCKET).find_target("s3://bucket/data/a b%20.nc")
+    assert isinstance(bucket, S3Object)
+    assert (bucket.bucket, bucket.key) == ("bucket", "data/a b%20.nc")
+    assert elsewhere_of(BUCKET).required([virtual("a.nc")]) == {}
+
+
+@pytest.mark.parametrize("path", ["../x.nc", "a/../../x.nc", "%2e%2e/x.nc", "/x.nc", "a\\..\\x.nc", "./x.nc", "a\0"])
+@pytest.mark.parametrize("place", [WEB, BUCKET], ids=["web", "bucket"])
+def test_relative_references_of_a_remote_catalog_cannot_leave(place: RemotePlace, path: str) -> None:
+    assert refused(elsewhere_of(place), virtual(path)).kind == "invalid-virtual-ref"
+
+
+def test_the_url_of_a_file_beside_a_remote_catalog_becomes_relative() -> None:
+    assert elsewhere_of(BUCKET).locate("s3://bucket/data/deep/x.nc").path == "deep/x.nc"
+    assert elsewhere_of(BUCKET).locate("./x.nc").path == "x.nc"
+    assert elsewhere_of(BUCKET).locate("x.nc", stamp=SourceStamp(etag="e")).etag == "e"
+    outside = elsewhere_of(BUCKET, "s3://bucket/").locate("s3://bucket/database/x.nc")
+    assert outside.path == "s3://bucket/database/x.nc"
+
+
+@pytest.mark.parametrize("url", ["https://host/x.nc", "http://host/x.nc", "gs://bucket/x.nc", "az://bucket/x.nc"])
+def test_other_schemes_pass_the_same_gates(url: str) -> None:
+    access = elsewhere_of(None)
+    assert refused(access, virtual(url)).kind == "no-container-for-virtual-chunk"
+    prefix = url.rpartition("/")[0] + "/"
+    error = refused(elsewhere_of(None, prefix), virtual(url))
+    assert error.kind == "unauthorized-virtual-chunk-container"
+    assert f'{{"{prefix}": icelite.' in str(error)
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    access = make(None, "gs://bucket/", access={"gs://bucket/": None})
+    assert "pip install gcsfs" in str(refused(access, virtual("gs://bucket/x.nc")))
+
+
+def test_any_filesystem_is_read_by_range_and_checked() -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/bucket/x.bin", DATA)
+    access = make(None, "memory://bucket/", access={"memory://bucket/": None})
+    stamp = access.stamp("memory://bucket/x.bin")
+    assert stamp.size == len(DATA)
+    location = access.locate("memory://bucket/x.bin", stamp=stamp)
+    assert access.open(location, CHUNK).read(2, 4, CHUNK) == DATA[2:6]
+    assert refused(access, virtual("memory://bucket/none.bin")).kind == "virtual-chunk-fetch"
+    with pytest.raises(IceliteError) as caught:
+        access.open(location, CHUNK).read(len(DATA) - 1, 2, CHUNK)
+    assert caught.value.kind == "invalid-object-size"
+    fsspec.filesystem("memory").pipe_file("/bucket/x.bin", DATA + b"more")
+    assert access.open(location, CHUNK).read(2, 4, CHUNK) == DATA[2:6], "one look for each source"
+    again = make(None, "memory://bucket/", access={"memory://bucket/": None})
+    assert refused(again, location).kind == "virtual-chunk-modified"

@@ -1,0 +1,44 @@
+"""What went wrong in SQLite, as icelite's errors: the file, the cause and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import apsw
+
+from icelite.errors import ErrorKind, FormatError, IceliteError, InternalError, ReadOnlyError, StorageError
+from icelite.storage import StorageConfig
+
+
+@contextmanager
+def translated(storage: StorageConfig, busy_timeout: float) -> Iterator[None]:
+    """Let apsw's exceptions leave the block as icelite's."""
+    try:
+        yield
+    except (apsw.Error, UnicodeDecodeError) as error:  # the latter: TEXT that is not UTF-8
+        raise translate(error, storage.name, busy_timeout) from error
+
+
+def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError:
+    """The error that an exception of apsw stands for."""
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return StorageError(
+            f"{where} was being written by another process for more than {busy_timeout:g} s;"
+            " try again, or raise busy_timeout_seconds in the RepositoryConfig",
+            ErrorKind.BUSY,
+        )
+    if isinstance(error, apsw.FullError):
+        return StorageError(f"no space left for {where}; nothing was changed", ErrorKind.STORAGE_FULL)
+    if isinstance(error, apsw.ReadOnlyError):
+        return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
+        return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
+    if isinstance(error, apsw.SQLError) and str(error).endswith(("integer overflow", "unsupported file format")):
+        # a sum of forged numbers; a header that promises what no SQLite can read
+        return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
+    if isinstance(error, apsw.CantOpenError):
+        return StorageError(f"{where} cannot be opened: {error}; check its permissions", ErrorKind.IO)
+    if isinstance(error, apsw.IOError):
+        return StorageError(f"reading or writing {where} failed: {error}", ErrorKind.IO)
+    return InternalError(f"{where}: {type(error).__name__}: {error}")

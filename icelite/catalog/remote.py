@@ -1,0 +1,295 @@
+"""A connection's own view of a catalog that is not on this machine: a private copy, or the object itself by ranges.
+
+Invariants
+----------
+- A copy belongs to one connection. It is only ever some version of the remote catalog: what a transaction wrote that
+  could not be published is taken back from the copy before anyone reads it.
+- A newer version passes the checks of `icelite.catalog.checks` before its pages replace those of a copy, and only
+  if it is the same repository; they are replaced through SQLite, so an attached change set stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import random
+import struct
+import tempfile
+import time
+import urllib.parse
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import apsw
+
+from icelite.catalog import checks, connections
+from icelite.catalog.failures import translated
+from icelite.errors import ConflictError, ErrorKind, IceliteError, ReadOnlyError, StorageError
+from icelite.storage import S3Place, StorageConfig
+from icelite.vfs import Mirror, lookup_mirror, open_by_ranges
+
+if TYPE_CHECKING:
+    from icelite.catalog.database import Catalog, Transaction
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+TRIES = 100  # of a write that others' commits do not touch
+
+BEHIND = -1  # the number of no version
+FRESH_SECONDS = 10.0  # the first session after opening does not ask again for so long
+
+SELECT_FIRST_SNAPSHOT = (
+    "SELECT id, written_at FROM snapshot WHERE seq = (SELECT min(seq) FROM snapshot)"  # one id is everybody's
+)
+
+
+class RemoteView:
+    """What one connection sees of a remote catalog.
+
+    Parameters
+    ----------
+    whole
+        Work on a copy, however large the catalog is.
+    check
+        As for `Catalog`.
+
+    Attributes
+    ----------
+    path
+        The copy; None when the object is read by ranges.
+    digest
+        SHA-256 of the copy as it was fetched.
+    """
+
+    def __init__(self, storage: StorageConfig, *, whole: bool, check: str) -> None:
+        assert storage.place is not None
+        self._place = storage.place
+        self._url = storage.name
+        self._check = check
+        self._mirror: Mirror = lookup_mirror(storage.place)
+        self.path: Path | None = None
+        self.digest: str | None = None
+        self._published: tuple[int, str | None, str | None] = (BEHIND, None, None)
+        self._vfs: Any = None  # must live as long as its connection
+        with self._mirror.lock:
+            self._mirror.revalidate(whole=whole or check == "always")
+            self._opened_at: float | None = self._mirror.checked_at
+            self._number = self._mirror.number
+            self.version = self._mirror.version
+            if self._mirror.is_whole:
+                self.path, self._number, self.digest = self._mirror.copy()
+                weakref.finalize(self, _remove, self.path, os.getpid())
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the place cannot be written at all."""
+        return not isinstance(self._place, S3Place)
+
+    def connect(self) -> apsw.Connection:
+        """A bare connection to the copy, or to the object by ranges."""
+        if self.path is not None:
+            return _connect(self.path)
+        read = functools.partial(self._mirror.read_version, self.version)
+        connection, self._vfs = open_by_ranges(read, self._mirror.size, self._mirror.head)
+        return connection
+
+    # -- following ---------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Ask whether there is a newer version; the first time not, if the catalog was opened only a moment ago."""
+        just_opened = self._opened_at == self._mirror.checked_at
+        self._mirror.revalidate(max_age=FRESH_SECONDS if just_opened else 0.0)
+        self._opened_at = None
+
+    def is_behind(self) -> bool:
+        """Whether this process knows a newer version."""
+        return self._number != self._mirror.number
+
+    def catch_up(self) -> None:
+        """Let the copy be the newest version that this process knows.
+
+        Raises
+        ------
+        FormatError, StorageError
+            What is wrong with that version; ``catalog-replaced`` when it is another repository.
+        """
+        assert self.path is not None
+        with self._mirror.lock:
+            path, number, digest = self._mirror.copy()
+            version = self._mirror.version
+        try:
+            with self._naming(path), contextlib.closing(_connect(path)) as source:
+                checks.harden(source)
+                checks.check_header(source, path)
+                checks.check_content(source, path, self._check, digest)
+                self._check_same(source)
+                self._restore(source)
+        finally:
+            path.unlink(missing_ok=True)
+        self._number, self.digest, self.version = number, digest, version
+
+    def _restore(self, source: apsw.Connection) -> None:
+        assert self.path is not None
+        with contextlib.closing(_connect(self.path)) as target:
+            target.set_busy_handler(connections.busy_handler(30.0))
+            with target.backup("main", source, "main") as copying:
+                copying.step(-1)
+
+    def _check_same(self, source: apsw.Connection) -> None:
+        assert self.path is not None
+        with contextlib.closing(_connect(self.path)) as own:
+            same = own.execute(SELECT_FIRST_SNAPSHOT).fetchall() == source.execute(SELECT_FIRST_SNAPSHOT).fetchall()
+        if not same:
+            raise StorageError(
+                f"{self._url!r} was replaced by another repository; open it again", ErrorKind.CATALOG_REPLACED
+            )
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Stand on the newest version before a transaction.
+
+        Raises
+        ------
+        ReadOnlyError, StorageError
+            ``read-only-storage``, ``unsafe-storage``, ``io``.
+        """
+        self._mirror.check_safe()
+        self._mirror.revalidate(whole=True)
+        if self.is_behind():
+            self.catch_up()
+
+    def publish(self, connection: apsw.Connection) -> None:
+        """Put the copy as this connection sees it, uncommitted changes included, in the place of the version it had.
+
+        Raises
+        ------
+        ConflictError, ReadOnlyError, StorageError
+            ``commit-conflict``, ``read-only-storage``, ``io``: roll back; the copy then catches up by itself.
+        """
+        with checks.doors_open(connection):
+            data = _count_change(connection.serialize("main"))
+        self._number = BEHIND  # until `settle`: should the COMMIT fail, the copy is not what was published
+        with self._mirror.lock:
+            self._mirror.publish(data, self.version)
+            self._published = self._mirror.number, self._mirror.version, self._mirror.digest
+
+    def settle(self) -> None:
+        """Note that the copy, committed, is what was published."""
+        self._number, self.version, self.digest = self._published
+
+    # -- as messages call it -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def translated(self, storage: StorageConfig, busy_timeout: float) -> Iterator[None]:
+        """As `failures.translated`, and errors speak of the URL, not of a copy that nobody knows."""
+        with self._naming(self.path), translated(storage, busy_timeout):
+            yield
+
+    @contextlib.contextmanager
+    def _naming(self, path: Path | None) -> Iterator[None]:
+        try:
+            yield
+        except IceliteError as error:
+            if path is not None:
+                error.message = error.message.replace(str(path), self._url)
+            raise
+
+    def refusal(self) -> ReadOnlyError:
+        """The error for a write."""
+        return ReadOnlyError(
+            f"{self._url!r} is on a web server and read-only here: download it, and change the copy",
+            ErrorKind.READ_ONLY_STORAGE,
+        )
+
+    def close(self) -> None:
+        """Remove the copy."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def view(storage: StorageConfig, *, whole: bool, check: str) -> RemoteView | None:
+    """The view that a new connection gets; None for a catalog of this machine."""
+    return None if storage.place is None else RemoteView(storage, whole=whole, check=check)
+
+
+def _remove(path: Path, process: int) -> None:
+    if os.getpid() == process:
+        path.unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> apsw.Connection:
+    uri = "file:" + urllib.parse.quote(str(path))
+    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+
+
+def _count_change(data: bytes) -> bytes:
+    """The bytes with the change counter moved on, as a COMMIT does (https://sqlite.org/fileformat2.html, 1.3.8)."""
+    counter = struct.pack(">I", (struct.unpack_from(">I", data, 24)[0] + 1) % 2**32)
+    return data[:24] + counter + data[28:92] + counter + data[96:]
+
+
+def repeat_write(catalog: Catalog, action: Callable[[Transaction], T]) -> T:
+    """Run a write that does not depend on what others wrote; again, when they publish a remote catalog first.
+
+    Raises
+    ------
+    ConflictError, ReadOnlyError, StorageError
+        As `Catalog.write`, when the last try fails.
+    """
+
+    def write() -> T:
+        with catalog.write() as txn:
+            return action(txn)
+
+    return _repeat(catalog, write)
+
+
+def repeated(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that begins anew when others publish its remote ``_catalog`` before its own write is."""
+
+    @functools.wraps(method)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        owner: Any = arguments[0]
+        return _repeat(owner._catalog, lambda: method(*arguments, **options))
+
+    return call
+
+
+def _repeat(catalog: Catalog, action: Callable[[], T]) -> T:
+    for attempt in itertools.count(1):
+        try:
+            return action()
+        except ConflictError as error:
+            if attempt == TRIES or catalog.storage.place is None or error.kind != ErrorKind.COMMIT_CONFLICT:
+                raise
+        pause(attempt)
+    raise AssertionError("itertools.count has no end")
+
+
+def pause(attempt: int) -> None:
+    """Wait a random while before trying again, so that several writers do not keep meeting."""
+    time.sleep(random.uniform(0.01, 0.05 * min(attempt, 20)))
+
+
+def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]) -> None:
+    """Make a catalog on this machine, then put it where none is.
+
+    Raises
+    ------
+    AlreadyExistsError, ReadOnlyError, StorageError
+        ``repository-already-exists``; ``read-only-storage``; ``unsafe-storage``, ``io``.
+    """
+    assert storage.place is not None
+    mirror = lookup_mirror(storage.place)
+    mirror.check_safe()
+    with tempfile.TemporaryDirectory(prefix="icelite-") as folder:
+        path = Path(folder) / "new.icelite"
+        connections.create(StorageConfig.filesystem(path), initialize)
+        mirror.create(path.read_bytes())  # no connection is open any more
+        checks.remember(path, mirror.digest)

@@ -1,0 +1,240 @@
+"""Where a repository's objects are: what the caller said, what the catalog says, and who may use it.
+
+The catalog stores the root of the objects in the setting ``objects``: a folder under its own directory is relative
+and moves with it, everything else is a URL. A relative root needs no authorisation, as relative references do not;
+a URL is used only when the caller gives it, with credentials that are never stored.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from icelite.catalog.database import Transaction
+from icelite.catalog.json_column import damaged
+from icelite.catalog.settings import find_setting, save_setting
+from icelite.config import VirtualChunkContainer
+from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials
+from icelite.errors import ErrorKind, InvalidInputError
+from icelite.objects import Connect, NoObjects, Objects, ReadOnlyObjects, RemoteObjects, S3Connect
+from icelite.storage import (
+    EXTENSION,
+    AnyObjectStoreConfig,
+    ObjectStoreConfig,
+    RemotePlace,
+    S3Options,
+    S3Place,
+    StorageConfig,
+)
+from icelite.virtual.urls import relative_path
+
+SETTING = "objects"
+SCHEMES = ("s3", "gs", "az", "abfs", "memory")
+
+ObjectStorage = str | os.PathLike[str] | StorageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where objects are and how to get there.
+
+    Attributes
+    ----------
+    root
+        As the catalog stores it; it ends in ``/``.
+    url
+        The same, absolute.
+    """
+
+    root: str
+    url: str
+    credentials: AnyS3Credential | None = None
+    options: S3Options | None = None
+
+    @property
+    def scheme(self) -> str:
+        """What the URL begins with."""
+        return self.url.partition("://")[0]
+
+    def objects(self) -> Objects | NoObjects:
+        """What writes there."""
+        if self.scheme in ("http", "https"):
+            return ReadOnlyObjects(self.root)
+        if self.scheme == "file":
+            return Objects(self.url, self.root)
+        if self.scheme == "s3":
+            connect: Connect = S3Connect(self.credentials or S3Credentials.FromEnv(), self.options or S3Options())
+        else:
+            connect = Connect(self.scheme)
+        return RemoteObjects(self.url, self.root, connect)
+
+    def container(self) -> VirtualChunkContainer:
+        """The place as `icelite.virtual` reads it."""
+        store: AnyObjectStoreConfig | None = None
+        if self.scheme == "s3" and self.options is not None:
+            store = ObjectStoreConfig.S3(self.options)
+        return VirtualChunkContainer(self.url, store)
+
+    def authorization(self) -> AnyCredential | None:
+        """What reading there needs."""
+        return LocalFileSystemAccess if self.scheme == "file" else self.credentials
+
+
+def locate_objects(given: ObjectStorage, storage: StorageConfig) -> Place:
+    """The place that a caller named.
+
+    Parameters
+    ----------
+    given
+        A folder: relative to the catalog's directory, or absolute; a URL; or a `StorageConfig` in S3.
+    storage
+        Where the catalog is.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-path``, ``storage-config``, ``invalid-argument``.
+    """
+    if isinstance(given, StorageConfig):
+        return _locate_storage(given, storage)
+    text: object = os.fspath(given)
+    if not isinstance(text, str) or not text.strip("/") or not _is_plain(text):
+        raise InvalidInputError(
+            f"objects={given!r} is not a folder or URL such as './chunks' or 's3://bucket/chunks'",
+            ErrorKind.INVALID_PATH,
+        )
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme != "file":
+        if scheme not in SCHEMES or not rest.strip("/") or ".." in rest.split("/") or "@" in rest:
+            raise InvalidInputError(  # what precedes an @ may be a password
+                f"objects='{scheme}://{rest.rpartition('@')[2]}' is not a URL that objects can be written to; expected"
+                f" one of {', '.join(SCHEMES)}:// with a bucket, and credentials in a StorageConfig",
+                ErrorKind.STORAGE_CONFIG,
+            )
+        return Place(_closed(text), _closed(text))
+    if mark and not rest.startswith("/"):
+        raise InvalidInputError(
+            f"objects={text!r} names a host; expected 'file:///...' or a folder", ErrorKind.INVALID_PATH
+        )
+    return _locate_folder(rest if mark else text, storage)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether the names of folders mean what they say, also as parts of the URLs by which objects are read."""
+    decoded = unquote(text)
+    dots = {".", ".."}.isdisjoint
+    return "\0" not in decoded and "\\" not in decoded and (dots(decoded.split("/")) or not dots(text.split("/")))
+
+
+def default_objects(storage: StorageConfig) -> str | None:
+    """Where objects of a new repository go unless the caller says otherwise; None: nowhere, all is in the catalog.
+
+    A commit to a catalog in a bucket sends the whole catalog, so chunks are better kept beside it.
+    """
+    if not isinstance(storage.place, S3Place):
+        return None
+    return storage.place.key.rpartition("/")[2].removesuffix(EXTENSION) + ".chunks"
+
+
+def _locate_folder(path: str, storage: StorageConfig) -> Place:
+    if storage.place is not None:
+        return _locate_beside(path, storage.place)
+    directory = storage.directory
+    if directory is None and not os.path.isabs(path):
+        raise InvalidInputError(
+            f"objects={path!r} is relative, and {storage.name} has no directory; give an absolute path",
+            ErrorKind.INVALID_PATH,
+        )
+    absolute = os.path.realpath(os.path.join(directory or "/", os.path.expanduser(path)))
+    url = _closed("file://" + absolute)
+    if directory is None:
+        return Place(url, url)
+    inside = os.path.relpath(absolute, os.path.realpath(directory))
+    if inside == "." or absolute == "/" or absolute == str(storage.path):
+        raise InvalidInputError(
+            f"objects={path!r} is the catalog or its own folder; give them one of their own, such as './chunks'",
+            ErrorKind.INVALID_PATH,
+        )
+    # ".." first is a folder above, "..x" is a name
+    return Place(url if inside == ".." or inside.startswith("../") else _closed(inside), url)
+
+
+def _locate_beside(path: str, remote: RemotePlace) -> Place:
+    """A folder beside a catalog that is not on this machine, reached as the catalog is."""
+    root = _closed(path.removeprefix("./"))
+    if root.startswith("/") or not {"", ".", ".."}.isdisjoint(root[:-1].split("/")):
+        raise InvalidInputError(
+            f"objects={path!r} is no folder beside {remote.url}; expected one such as 'chunks', or a URL",
+            ErrorKind.INVALID_PATH,
+        )
+    if isinstance(remote, S3Place):
+        return Place(root, remote.base + root, remote.credentials, remote.options)
+    return Place(root, remote.base + root)  # on a web server: only read, as relative references are
+
+
+def _locate_storage(given: StorageConfig, storage: StorageConfig) -> Place:
+    if given.path is not None:
+        return _locate_folder(str(given.path), storage)
+    if isinstance(given.place, S3Place):
+        return Place(given.place.base, given.place.base, given.place.credentials, given.place.options)
+    raise InvalidInputError(
+        f"objects cannot be in {given!r}; expected a folder or a StorageConfig in S3", ErrorKind.STORAGE_CONFIG
+    )
+
+
+def _closed(url: str) -> str:
+    return url if url.endswith("/") else url + "/"
+
+
+def save_place(txn: Transaction, place: Place) -> None:
+    """Let the catalog say where its objects are."""
+    save_setting(txn, SETTING, {"root": place.root})
+
+
+def find_root(txn: Transaction) -> str | None:
+    """Where the catalog says that its objects are, or None when it has none.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
+    stored: Any = find_setting(txn, SETTING)
+    if stored is None:
+        return None
+    root = stored.get("root") if isinstance(stored, dict) else None
+    if not isinstance(root, str) or not root.endswith("/") or ".." in root.split("/"):
+        raise damaged(f"setting {SETTING!r}", f"{root!r} is no place for objects")
+    if "://" not in root:
+        try:
+            relative_path(root)
+        except InvalidInputError as error:
+            raise damaged(f"setting {SETTING!r}", f"{root!r} is no folder for objects") from error
+    return root
+
+
+def find_place(root: str | None, given: ObjectStorage | None, storage: StorageConfig) -> Place | None:
+    """The place to use: the caller's, or the stored one where that is relative; None where neither is.
+
+    Raises
+    ------
+    InvalidInputError
+        As `locate_objects`.
+    """
+    if given is not None:
+        place = locate_objects(given, storage)
+        # What the caller says counts, also when the objects are somewhere else today.
+        return place if root is not None else None
+    if root is None or "://" in root:
+        return None
+    if storage.directory is None:
+        return None if storage.place is None else _locate_beside(root, storage.place)
+    # Not resolved: a folder that is a link out of the directory is refused like any other relative reference.
+    return Place(root, f"file://{storage.directory}/{root}")
+
+
+def open_objects(place: Place | None, root: str | None) -> Objects | NoObjects:
+    """What reads and writes the objects of a repository."""
+    return NoObjects(root) if place is None else place.objects()

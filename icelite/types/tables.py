@@ -1,0 +1,199 @@
+"""Tables as values: columns of one length that can be iterated by row, printed, and given to pandas.
+
+Printing shows the first rows only, with every text from a catalog made printable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from icelite.types.chunks import ChunkType
+
+SHOWN = 20  # rows that are printed
+WIDTH = 72  # characters of a text that are printed
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """One file or object that chunks of a snapshot are in.
+
+    Attributes
+    ----------
+    url
+        Absolute, for display.
+    path, container
+        As the catalog stores them: see `Location`.
+    references, bytes
+        How many chunks the snapshot has there, and the sum of their lengths.
+    end
+        The first byte behind all of them: the source has to be at least that long.
+    size, etag, modified_at
+        As recorded when it was referenced: bytes; nanoseconds since the epoch, UTC; None when not recorded.
+    state
+        ``unchecked``; or ``ok``, ``changed``, ``missing``, ``unreadable``, ``not authorised``.
+    problem
+        What is wrong with it, a sentence; "" when nothing is, or nobody looked.
+    """
+
+    url: str
+    path: str
+    container: str | None
+    references: int
+    bytes: int
+    end: int
+    size: int | None = None
+    etag: str | None = None
+    modified_at: int | None = None
+    state: str = "unchecked"
+    problem: str = ""
+
+
+class Sources(Sequence[SourceInfo]):
+    """The sources of a snapshot: a row for each, in the order of their URLs.
+
+    A file that was referenced as it was at two times has two rows. ``pandas.DataFrame(sources.to_dict())`` makes a
+    frame of it.
+    """
+
+    def __init__(self, rows: Sequence[SourceInfo]) -> None:
+        self._rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Sources(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+
+    def __iter__(self) -> Iterator[SourceInfo]:
+        return iter(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sources) and self._rows == other._rows
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns by name: counts as int64, times as datetime64[ns] (NaT when not recorded), the others lists."""
+        columns: dict[str, Any] = {
+            name: [getattr(row, name) for row in self._rows] for name in SourceInfo.__dataclass_fields__
+        }
+        for name in ("references", "bytes", "end"):
+            columns[name] = np.array(columns[name], dtype=np.int64)
+        times = [np.iinfo(np.int64).min if time is None else time for time in columns["modified_at"]]  # which is NaT
+        columns["modified_at"] = np.array(times, dtype=np.int64).view("datetime64[ns]")
+        return columns
+
+    def _table(self) -> tuple[str, list[str], list[list[str]]]:
+        title = f"{len(self)} sources, {sum(row.references for row in self):,} references"
+        shown = [
+            [_cut(row.url), f"{row.references:,}", f"{row.bytes:,}", row.state, _cut(row.problem)]
+            for row in self._rows[:SHOWN]
+        ]
+        return title, ["url", "references", "bytes", "state", "problem"], shown
+
+    def __repr__(self) -> str:
+        return _as_text("icelite.Sources", *self._table(), len(self))
+
+    def _repr_html_(self) -> str:
+        return _as_html(*self._table(), len(self))
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class ChunkRefs:
+    """Where the chunks of one array are, as aligned columns in C order of the grid.
+
+    Attributes
+    ----------
+    path
+        The array.
+    positions
+        Grid positions: chunks x dimensions.
+    kinds
+        Numbers of `ChunkType`.
+    source
+        Index into ``urls`` and ``paths``; -1 for an inline chunk.
+    offsets, lengths
+        Bytes; the offset of an inline chunk is 0.
+    urls, paths
+        Of each source once: its absolute URL, for display; and as the catalog stores it, ``vcc://name/path`` if in
+        a container.
+    """
+
+    path: str
+    positions: npt.NDArray[np.uint32]
+    kinds: npt.NDArray[np.uint8]
+    source: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.uint64]
+    lengths: npt.NDArray[np.uint64]
+    urls: list[str]
+    paths: list[str]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Columns for ``pandas.DataFrame``: ``dim_0``, ``dim_1``, ..., ``kind``, ``url``, ``offset``, ``length``."""
+        kinds = np.array([kind.name for kind in sorted(ChunkType)], dtype=object)
+        urls = np.array([*self.urls, ""], dtype=object)  # -1 is the last
+        return {
+            **{f"dim_{axis}": self.positions[:, axis] for axis in range(self.positions.shape[1])},
+            "kind": kinds[self.kinds],
+            "url": urls[self.source],
+            "offset": self.offsets,
+            "length": self.lengths,
+        }
+
+    def _table(self) -> tuple[str, list[str], list[list[str]]]:
+        shown = [
+            [
+                "/".join(map(str, self.positions[row].tolist())),
+                ChunkType(int(self.kinds[row])).name,
+                _cut("" if self.source[row] < 0 else self.urls[self.source[row]]),
+                f"{self.offsets[row]:,}",
+                f"{self.lengths[row]:,}",
+            ]
+            for row in range(min(SHOWN, len(self)))
+        ]
+        title = f"/{self.path}: {len(self):,} chunks, {len(self.urls):,} sources, {int(self.lengths.sum()):,} bytes"
+        return title, ["chunk", "kind", "url", "offset", "length"], shown
+
+    def __repr__(self) -> str:
+        return _as_text("icelite.ChunkRefs", *self._table(), len(self))
+
+    def _repr_html_(self) -> str:
+        return _as_html(*self._table(), len(self))
+
+
+def _cut(text: str) -> str:
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= WIDTH else "..." + shown[3 - WIDTH :]  # the end of a path tells more
+
+
+def _more(shown: int, total: int) -> str:
+    return f"... and {total - shown:,} more" if total > shown else ""
+
+
+def _as_text(name: str, title: str, heads: list[str], rows: list[list[str]], total: int) -> str:
+    if not rows:
+        return f"<{name}> {title}"
+    lines = [heads, *rows]
+    used = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    right = {column for column in used if all(row[column].replace(",", "").isdigit() for row in rows)}
+    cells = ([f"{line[c]:>{widths[c]}}" if c in right else f"{line[c]:<{widths[c]}}" for c in used] for line in lines)
+    table = ["  ".join(line).rstrip() for line in cells]
+    return "\n".join([f"<{name}> {title}", *table, *filter(None, [_more(len(rows), total)])])
+
+
+def _as_html(title: str, heads: list[str], rows: list[list[str]], total: int) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    rest = f"<p>{_more(len(rows), total)}</p>" if total > len(rows) else ""
+    caption = f"<caption>{escape(title)}</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"

@@ -1,0 +1,332 @@
+"""The object that a remote catalog is: fetched, read by ranges of one version, replaced if nobody else did.
+
+A version is the object's ETag as the service gave it (where there is none, its modification time and size). Whatever
+bytes are given out belong to the version that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from icelite.credentials import S3Options
+from icelite.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
+from icelite.storage import RemotePlace, S3Place, WebPlace
+from icelite.virtual.clients import client_for, run
+from icelite.virtual.s3 import S3Object, library_errors, status_of
+from icelite.virtual.web import ATTEMPTS, WebError, WebObject, quoted, read_body, version_of
+
+T = TypeVar("T")
+
+PART = 1 << 20
+_LOST = (404, 409, 412)  # of a conditional PUT: the object is another one than the condition says
+_REFUSED = (400, 401, 403, 405, 411, 413, 501)  # of a PUT: nothing was written
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A version of the object.
+
+    Attributes
+    ----------
+    version
+        None when the service gives no way to tell versions apart.
+    size
+        Bytes in all.
+    data
+        All of them, or only the first ones of a large object.
+    ranges
+        Whether the service says that it gives ranges; None when it says nothing.
+    """
+
+    version: str | None
+    size: int
+    data: bytes
+    ranges: bool | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to fetch."""
+        return len(self.data) == self.size
+
+
+class LostRaceError(Exception):
+    """A conditional write found another version than it expected."""
+
+
+class UnknownOutcomeError(Exception):
+    """A write was sent and no answer came that tells whether it took place; the message says what came."""
+
+
+class CatalogObject(Protocol):
+    """One remote catalog as an object; every method blocks.
+
+    All raise `StorageError` (``io``) when the service cannot be asked or refuses.
+    """
+
+    url: str
+
+    def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
+        """The object if it is up to ``whole_bytes``, else its head; None when it is still the version ``known``.
+
+        Raises
+        ------
+        RepositoryNotFoundError
+            ``repository-not-found``.
+        """
+        ...
+
+    def read_range(self, start: int, stop: int, version: str | None) -> bytes:
+        """Exactly the bytes ``[start, stop)`` of a version.
+
+        Raises
+        ------
+        StorageError
+            ``catalog-replaced`` when the object is another one by now.
+        """
+        ...
+
+    def download(self, version: str | None, size: int, file: BinaryIO) -> None:
+        """Write all of a version to a file; raises as `read_range`."""
+        ...
+
+
+def replaced(url: str) -> StorageError:
+    """The error for a catalog that is another one than when it was opened."""
+    return StorageError(
+        f"the catalog {url!r} was replaced while it was read; open it again to read the new one",
+        ErrorKind.CATALOG_REPLACED,
+    )
+
+
+def object_at(place: RemotePlace) -> S3Catalog | WebCatalog:
+    """The object at a place."""
+    return S3Catalog(place) if isinstance(place, S3Place) else WebCatalog(place)
+
+
+def _missing(url: str, answer: str) -> RepositoryNotFoundError:
+    return RepositoryNotFoundError(f"no repository at {url!r}: {answer}", ErrorKind.REPOSITORY_NOT_FOUND)
+
+
+class S3Catalog:
+    """A catalog in a bucket; see `CatalogObject`. It can be written, too."""
+
+    def __init__(self, place: S3Place) -> None:
+        self.url = place.url
+        self._object = S3Object(place.bucket, place.key, place.url, None, client_for(place.credentials, place.options))
+
+    @property
+    def options(self) -> S3Options:
+        """How the service is reached."""
+        return self._object.client.options
+
+    def _ask(
+        self, method: str, key: str | None = None, *, want: Callable[[int], int] | None = None, **arguments: Any
+    ) -> tuple[Any, bytes]:
+        """The response to one request, and as many bytes of its body as are wanted of those announced."""
+        filesystem = self._object.client.filesystem()
+        if self.options.requester_pays:
+            arguments["RequestPayer"] = "requester"
+
+        async def send() -> tuple[Any, bytes]:
+            service = await filesystem.set_session()
+            name = self._object.key if key is None else key
+            response = await getattr(service, method)(Bucket=self._object.bucket, Key=name, **arguments)
+            if want is None:
+                return response, b""
+            body = response["Body"]
+            try:
+                parts, missing = [], want(int(response["ContentLength"]))
+                while missing > 0 and (part := await body.read(missing)):
+                    parts.append(part)
+                    missing -= len(part)
+                return response, b"".join(parts)
+            finally:
+                body.close()
+
+        return run(send())
+
+    def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
+        """See `CatalogObject.fetch`: one request, whose body is not read to its end where that is not needed."""
+        condition: dict[str, Any] = {} if known is None else {"IfNoneMatch": known}
+        problem, status = "broke off while it was read", None
+
+        def want(size: int) -> int:
+            return size if size <= whole_bytes else min(size, head_bytes)
+
+        for _ in range(self.options.max_attempts or ATTEMPTS):
+            try:
+                response, data = self._ask("get_object", want=want, **condition)
+            except library_errors() as error:
+                problem, status = self._object.problem(error), status_of(error)
+                break
+            size = int(response["ContentLength"])
+            if known is not None and response.get("ETag") == known:  # the service heeds no conditions
+                return None
+            if len(data) == want(size):
+                return Fetched(response.get("ETag"), size, data, True)
+        if status == 304:
+            return None
+        if status == 404:
+            raise _missing(self.url, f"it {problem}")
+        raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
+
+    def read_range(self, start: int, stop: int, version: str | None) -> bytes:
+        """See `CatalogObject.read_range`."""
+        condition: dict[str, Any] = {} if version is None else {"IfMatch": version}
+        problem, status = "broke off while it was read", None
+
+        def want(size: int) -> int:
+            return min(size, stop - start)
+
+        for _ in range(self.options.max_attempts or ATTEMPTS):
+            try:
+                response, data = self._ask("get_object", want=want, Range=f"bytes={start}-{stop - 1}", **condition)
+            except library_errors() as error:
+                problem, status = self._object.problem(error), status_of(error)
+                break
+            if version is not None and response.get("ETag") != version:
+                raise replaced(self.url)
+            if len(data) == stop - start and (response.get("ContentRange") or "").startswith(f"bytes {start}-"):
+                return bytes(data)
+        if status in (404, 412, 416):
+            raise replaced(self.url)
+        raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
+
+    def download(self, version: str | None, size: int, file: BinaryIO) -> None:
+        """See `CatalogObject.download`."""
+        _download(self.read_range, version, size, file)
+
+    def write(self, data: bytes, expected: str | None) -> str:
+        """Replace the version ``expected`` (None: there is no object) by new bytes; the new version.
+
+        Raises
+        ------
+        LostRaceError, UnknownOutcomeError
+            Another version is there; the write may or may not have taken place.
+        ReadOnlyError
+            ``read-only-storage``: the service does not let this caller write.
+        """
+        return self._put(None, data, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
+
+    def overwrite(self, data: bytes) -> str:
+        """Replace whatever is there; raises as `write`."""
+        return self._put(None, data, {})
+
+    def _put(self, key: str | None, data: bytes, condition: dict[str, Any]) -> str:
+        try:
+            response, _ = self._ask("put_object", key, Body=data, **condition)
+            return str(response["ETag"])
+        except library_errors() as error:
+            problem, status = self._object.problem(error), status_of(error)
+        if condition and status in _LOST and not ("IfNoneMatch" in condition and status == 404):
+            raise LostRaceError(problem)
+        if status in _REFUSED or status == 404:
+            raise ReadOnlyError(f"the catalog {self.url!r} was not written: it {problem}", ErrorKind.READ_ONLY_STORAGE)
+        raise UnknownOutcomeError(problem)
+
+    def knows_conditions(self, name: str) -> bool:
+        """Whether the service heeds conditions on a PUT: tried on a small object beside the catalog, then removed."""
+        key = f"{self._object.key}.{name}"
+        try:
+            self._put(key, b"icelite asks whether this service heeds conditions", {"IfNoneMatch": "*"})
+            return all(
+                self._is_refused(key, condition)
+                for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"00000000000000000000000000000000"'})
+            )
+        except (LostRaceError, UnknownOutcomeError) as error:
+            raise StorageError(
+                f"could not find out whether {self.url!r} can be written safely: {error}", ErrorKind.IO
+            ) from None
+        finally:
+            self._remove(key)
+
+    def _is_refused(self, key: str, condition: dict[str, str]) -> bool:
+        try:
+            self._put(key, b"", condition)
+        except (LostRaceError, ReadOnlyError):
+            return True
+        return False
+
+    def _remove(self, key: str) -> None:
+        try:
+            self._ask("delete_object", key)
+        except library_errors():  # not allowed to: an object of 50 bytes stays
+            return
+
+
+class WebCatalog:
+    """A catalog on a web server; see `CatalogObject`."""
+
+    def __init__(self, place: WebPlace) -> None:
+        self.url = place.url
+        target = quoted(place.url) + (f"?{place.query}" if place.query else "")
+        self._object = WebObject(place.url, place.base, target, place.access.headers, place.max_attempts or ATTEMPTS)
+
+    def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
+        """See `CatalogObject.fetch`: one request, whose body is not read to its end where that is not needed."""
+        return self._translated(lambda: run(self._fetch(known, whole_bytes, head_bytes)))
+
+    async def _fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
+        headers = {} if known is None or not known.endswith('"') else {"If-None-Match": known}
+        for _ in range(self._object.attempts):
+            async with self._object.ask("GET", headers, (200, 304)) as response:
+                version = version_of(response)
+                if response.status == 304 or (known is not None and version == known):
+                    return None
+                size: int | None = response.content_length
+                limit = whole_bytes if size is None or size <= whole_bytes else head_bytes
+                data = await read_body(response, limit, cut=size is not None and size > limit)
+                if data is not None:
+                    ranges = {"bytes": True, "none": False}.get(response.headers.get("Accept-Ranges", ""))
+                    return Fetched(version, len(data) if size is None else size, data, ranges)
+        raise WebError(f"broke off while it was read, {self._object.attempts} times; check the network and try again")
+
+    def gives_ranges(self) -> bool:
+        """Whether the server answers a request for a range with the range."""
+        try:
+            run(self._object.read_range(1, 2))
+        except WebError as error:
+            if error.status == 200:
+                return False
+            raise StorageError(f"the catalog {self.url!r} {error.problem}", ErrorKind.IO) from None
+        return True
+
+    def read_range(self, start: int, stop: int, version: str | None) -> bytes:
+        """See `CatalogObject.read_range`."""
+        _, data = self._translated(lambda: run(self._object.read_range(start, stop, version=version)))
+        if len(data) != stop - start:
+            raise replaced(self.url)
+        return data
+
+    def download(self, version: str | None, size: int, file: BinaryIO) -> None:
+        """See `CatalogObject.download`; in one request, for servers that know no ranges."""
+        self._translated(lambda: run(self._download(version, size, file)))
+
+    async def _download(self, version: str | None, size: int, file: BinaryIO) -> None:
+        async with self._object.ask("GET", {}, (200,)) as response:
+            if version_of(response) != version:
+                raise WebError("was replaced", 412)
+            data = await read_body(response, size)
+        if data is None or len(data) != size:
+            raise WebError("broke off while it was read; check the network and try again")
+        file.write(data)
+
+    def _translated(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except WebError as error:
+            status, problem = error.status, error.problem
+        if status in (404, 410):
+            raise _missing(self.url, f"it {problem}")
+        if status in (412, 416):
+            raise replaced(self.url)
+        raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
+
+
+def _download(
+    read_range: Callable[[int, int, str | None], bytes], version: str | None, size: int, file: BinaryIO
+) -> None:
+    for start in range(0, size, 8 * PART):
+        file.write(read_range(start, min(start + 8 * PART, size), version))

@@ -1,0 +1,313 @@
+"""Native objects: which chunks become one, how they share it, what reads, collects and repacks them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import icelite
+from icelite import Repository, RepositoryConfig
+from icelite.catalog.database import Catalog
+from icelite.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError, StorageError
+from icelite.objects import Objects, RemoteObjects, check_key, key_time, new_key, pack
+from icelite.types import ChunkType
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def later() -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=1)
+
+
+def write(repo: Repository, values: np.ndarray, name: str = "x", chunk: int = 1000) -> str:
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name=name, data=values, chunks=(chunk,), compressors=None, overwrite=True)
+    return session.commit(f"write {name}")
+
+
+def read(repo: Repository, name: str = "x", **ref: str) -> np.ndarray:
+    return np.asarray(zarr.open_array(repo.readonly_session(**(ref or {"branch": "main"})).store, path=name)[...])
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    return np.arange(20_000, dtype="u1").astype("u1")
+
+
+# -- keys and packs ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, (1 << 48) - 1))
+def test_a_key_tells_its_time(milliseconds: int) -> None:
+    key = new_key(milliseconds)
+    assert key_time(key) == milliseconds
+    assert check_key(key) == key
+
+
+def test_keys_sort_by_time_and_differ() -> None:
+    keys = [new_key() for _ in range(1000)]
+    assert len(set(keys)) == 1000
+    assert abs(key_time(keys[0]) - time.time() * 1000) < 60_000
+
+
+@pytest.mark.parametrize(
+    "key", ["", "../x", "7Q/../../etc/passwd", "AA/" + "0" * 26, "aa/" + "0" * 24 + "aa", "/etc/x"]
+)
+def test_what_is_no_key_is_refused(key: str) -> None:
+    with pytest.raises(FormatError, match="no key"):
+        check_key(key)
+
+
+@given(st.lists(st.binary(max_size=60)), st.integers(0, 100))
+def test_packs_hold_every_chunk_once_in_order(chunks: list[bytes], target: int) -> None:
+    groups = list(pack(enumerate(chunks), target))
+    alone = [group for group in groups if len(group) == 1 and len(group[0][1]) >= target]
+    assert sorted(item for group in groups for item in group) == list(enumerate(chunks))
+    shared = [group for group in groups if group not in alone]
+    assert all(sum(len(data) for _, data in group) >= target for group in shared[:-1])
+    assert all(sum(len(data) for _, data in group[:-1]) < max(target, 1) for group in shared)
+
+
+# -- writing and reading -----------------------------------------------------------------------------------------
+
+
+def test_chunks_above_the_threshold_become_objects(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="./chunks")
+    session = repo.writable_session("main")
+    array = zarr.create_array(session.store, name="x", data=values, chunks=(1000,), compressors=None)
+    small = zarr.create_array(session.store, name="small", shape=4, chunks=2, dtype="u1")
+    small[:] = 7
+    assert np.array_equal(array[...], values)  # before the commit
+    session.commit("both")
+    assert session.chunk_type("x", [3]) == ChunkType.native
+    assert session.chunk_type("small", [0]) == ChunkType.inline
+    assert np.array_equal(read(repo), values)
+    (pack_file,) = files(tmp_path / "chunks")  # 20 chunks share one object
+    assert pack_file.stat().st_size == values.nbytes
+    check_key(str(pack_file.relative_to(tmp_path / "chunks")))
+    assert repo.chunk_storage_stats().native_bytes == values.nbytes
+    assert repo.verify() == []
+
+
+def test_the_target_decides_how_many_share(tmp_path: Path, values: np.ndarray) -> None:
+    one_each = Repository.create(tmp_path / "a.icelite", RepositoryConfig(object_target_bytes=0), objects="a")
+    write(one_each, values)
+    assert len(files(tmp_path / "a")) == 20
+    fives = Repository.create(tmp_path / "b.icelite", RepositoryConfig(object_target_bytes=5000), objects="b")
+    write(fives, values)
+    assert len(files(tmp_path / "b")) == 4
+    assert np.array_equal(read(one_each), read(fives))
+    assert Repository.open(tmp_path / "b.icelite").config.object_target_bytes == 5000
+
+
+def test_a_folder_moves_with_its_objects(tmp_path: Path, values: np.ndarray) -> None:
+    (tmp_path / "here").mkdir()
+    repo = Repository.create(tmp_path / "here" / "a.icelite", objects=tmp_path / "here" / "chunks")
+    write(repo, values)
+    repo.close()
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert np.array_equal(read(Repository.open(tmp_path / "there" / "a.icelite")), values)
+
+
+def test_objects_elsewhere_are_read_only_if_the_caller_says_so(tmp_path: Path, values: np.ndarray) -> None:
+    catalog, elsewhere = tmp_path / "home" / "a.icelite", tmp_path / "big" / "chunks"
+    catalog.parent.mkdir()
+    write(Repository.create(catalog, objects=elsewhere), values)
+    with pytest.raises(InvalidInputError, match="objects='file://") as caught:
+        read(Repository.open(catalog))
+    assert caught.value.kind == ErrorKind.UNAUTHORIZED_OBJECTS
+    with pytest.raises(InvalidInputError, match="objects='file://"):
+        write(Repository.open(catalog), values, "y")
+    assert np.array_equal(read(Repository.open(catalog, objects=elsewhere)), values)
+    shutil.move(elsewhere, tmp_path / "moved")
+    assert np.array_equal(read(Repository.open(catalog, objects=tmp_path / "moved")), values)
+
+
+def test_a_session_that_pickles_takes_its_objects_along(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    write(repo, values)
+    session = pickle.loads(pickle.dumps(repo.readonly_session("main")))
+    assert np.array_equal(zarr.open_array(session.store, path="x")[...], values)
+    writable = repo.writable_session("main")
+    zarr.create_array(writable.store, name="y", shape=values.shape, chunks=(1000,), dtype="u1", compressors=None)
+    fork = writable.fork()
+    zarr.open_array(fork.store, path="y")[:] = values
+    travelled = pickle.dumps(fork)
+    assert len(travelled) < 20_000  # references, not bytes
+    writable.merge(pickle.loads(travelled))
+    writable.commit("merged")
+    assert np.array_equal(read(repo, "y"), values)
+    assert len(files(tmp_path / "chunks")) == 2
+    assert np.array_equal(read(pickle.loads(pickle.dumps(repo))), values)
+
+
+def test_in_memory_and_through_fsspec(values: np.ndarray) -> None:
+    repo = Repository.create(icelite.in_memory_storage(), objects="memory://test-objects/chunks")
+    assert isinstance(repo._objects, RemoteObjects)
+    write(repo, values)
+    assert [found.size for found in repo._objects.scan()] == [values.nbytes]
+    write(repo, values[:5000])
+    repo.expire_snapshots(later())
+    summary = repo.garbage_collect(later())
+    assert (summary.objects_deleted, summary.bytes_deleted) == (1, values.nbytes)
+    assert len(list(repo._objects.scan())) == 1
+
+
+@pytest.mark.parametrize(
+    "objects", ["", ".", "/", "http://example.org/x", "s3://", "s3://b/../x", "a\\b", "s3://u:p@b/x"]
+)
+def test_places_that_cannot_be(tmp_path: Path, objects: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Repository.create(tmp_path / "a.icelite", objects=objects)
+    assert "u:p" not in str(caught.value)
+    assert not (tmp_path / "a.icelite").exists()
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+def test_a_failed_upload_fails_the_commit_and_keeps_the_changes(
+    tmp_path: Path, values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="x", data=values, chunks=(1000,), compressors=None)
+    (tmp_path / "chunks").write_bytes(b"in the way")
+    with pytest.raises(StorageError, match="could not be written"):
+        session.commit("no")
+    assert session.has_uncommitted_changes
+    assert len(list(repo.ancestry(branch="main"))) == 1
+    (tmp_path / "chunks").unlink()
+    session.commit("yes")
+    assert np.array_equal(read(repo), values)
+
+
+def test_a_missing_or_truncated_object_is_an_error(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    write(repo, values)
+    (only,) = files(tmp_path / "chunks")
+    os.truncate(only, 1500)
+    with pytest.raises(StorageError, match=only.name):
+        read(Repository.open(tmp_path / "a.icelite"))
+    only.unlink()
+    with pytest.raises(StorageError, match=only.name):
+        read(Repository.open(tmp_path / "a.icelite"))
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, values: np.ndarray) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    repo = Repository.create(home / "a.icelite", objects="chunks")
+    write(repo, values)
+    shutil.move(home / "chunks", tmp_path / "away")
+    (home / "chunks").symlink_to(tmp_path / "away")
+    with pytest.raises(InvalidInputError):
+        read(Repository.open(home / "a.icelite"))
+
+
+# -- garbage and repacking ---------------------------------------------------------------------------------------
+
+
+def test_collection_removes_what_nothing_needs(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    first = write(repo, values)
+    write(repo, values[::-1].copy())
+    (tmp_path / "chunks" / "README").write_text("not ours")
+    assert repo.garbage_collect(later()).objects_deleted == 0
+    repo.create_tag("first", first)
+    repo.expire_snapshots(later())
+    assert repo.garbage_collect(later()).objects_deleted == 0
+    repo.delete_tag("first")
+    repo.expire_snapshots(later())
+    counted = repo.garbage_collect(later(), dry_run=True)
+    assert (counted.objects_deleted, counted.bytes_deleted) == (1, values.nbytes)
+    assert len(files(tmp_path / "chunks")) == 3
+    assert repo.garbage_collect(later()).objects_deleted == 1
+    assert len(files(tmp_path / "chunks")) == 2
+    assert np.array_equal(read(repo), values[::-1])
+    assert repo.verify() == []
+
+
+def test_orphans_of_a_crash_are_swept_by_age(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    write(repo, values)
+    objects = Objects(f"file://{tmp_path}/chunks/", "chunks/")
+    old, young = new_key(1_000_000), objects.put([b"young"])[0]
+    for name in (old, old[:3] + "." + old[3:]):  # an object, and the draft of one
+        (tmp_path / "chunks" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "chunks" / name).write_bytes(b"old")
+    assert repo.garbage_collect(datetime.now(UTC) - timedelta(hours=1)).objects_deleted >= 1
+    left = {str(path.relative_to(tmp_path / "chunks")) for path in files(tmp_path / "chunks")}
+    assert young in left
+    assert not any(key.endswith(old[3:]) for key in left)
+
+
+def test_a_session_whose_objects_were_swept_cannot_commit(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="x", data=values, chunks=(1000,), compressors=None)
+    session.changes.flush_payloads()
+    repo.garbage_collect(later())
+    with pytest.raises(SessionStateError) as caught:
+        session.commit("too late")
+    assert caught.value.kind == ErrorKind.PAYLOAD_COLLECTED
+    assert len(list(repo.ancestry(branch="main"))) == 1
+
+
+def test_a_session_under_way_is_spared_by_an_earlier_cutoff(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    session = repo.writable_session("main")
+    zarr.create_array(session.store, name="x", data=values, chunks=(1000,), compressors=None)
+    session.changes.flush_payloads()
+    repo.garbage_collect(before)
+    session.commit("in time")
+    assert np.array_equal(read(repo), values)
+
+
+def test_mostly_dead_packs_are_written_anew(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    write(repo, values)
+    session = repo.writable_session("main")
+    array = zarr.open_array(session.store, path="x")
+    array[:16_000] = 1  # 4 of the 20 chunks of the first pack are left
+    tagged = session.commit("most of it")
+    repo.create_tag("tagged", tagged)
+    repo.expire_snapshots(later())
+    repo.garbage_collect(later())
+    reader = zarr.open_array(repo.readonly_session(tag="tagged").store, path="x")
+    expected = np.asarray(reader[...])
+    steps: list[tuple[int, int]] = []
+    done = repo.repack(progress=lambda count, total: steps.append((count, total)))
+    assert (done.objects, done.bytes_kept, done.bytes_freed) == (1, 4000, 16_000)
+    assert steps == [(4, 4)]
+    assert np.array_equal(reader[...], expected)  # the old object is still there
+    assert repo.garbage_collect(later()).objects_deleted == 1
+    assert np.array_equal(read(repo, tag="tagged"), expected)
+    assert sum(path.stat().st_size for path in files(tmp_path / "chunks")) == values.nbytes
+    assert repo.repack().objects == 0
+    assert repo.verify() == []
+
+
+def test_a_forged_key_is_not_followed(tmp_path: Path, values: np.ndarray) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    write(repo, values)
+    (tmp_path / "secret").write_bytes(bytes(20_000))
+    catalog = Catalog(repo.storage)
+    with catalog.write() as txn:
+        txn.run("UPDATE location SET path = ? WHERE kind = 1", ("../secret",))
+    catalog.close()
+    with pytest.raises(FormatError, match="no key"):
+        read(Repository.open(tmp_path / "a.icelite"))
