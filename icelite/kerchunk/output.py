@@ -1,0 +1,200 @@
+"""The two forms of a kerchunk reference file, written array by array."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import fsspec
+import numpy as np
+
+from icelite.errors import ErrorKind, InvalidInputError
+from icelite.kerchunk.inline import inline_raw, inline_text
+from icelite.kerchunk.parquet import PARQUET_METADATA, pyarrow, record_path
+from icelite.kerchunk.reference_set import ChunkTable, Ints, positions
+from icelite.keys import join
+from icelite.metadata import ArrayInfo
+
+MAX_RECORDS = 100_000  # files that one array's references may become
+
+
+class Output(ABC):
+    """A reference file that is being written; as a context manager, which completes it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Complete the file, unless something failed."""
+
+    @abstractmethod
+    def write_node(self, path: str, documents: Mapping[str, str]) -> None:
+        """Write the metadata of a group or array."""
+
+    @abstractmethod
+    def write_chunks(self, path: str, info: ArrayInfo, tables: Iterable[ChunkTable], urls: Sequence[str]) -> None:
+        """Write the references of an array; ``sources`` of the tables count ``urls``, which may grow meanwhile."""
+
+
+class JsonOutput(Output):
+    """One JSON file of kerchunk's version 1."""
+
+    def __init__(self, path: Path) -> None:
+        self._open = fsspec.open(str(path), "wt", compression="infer", encoding="utf-8")
+        self._separator = "\n"
+
+    def __enter__(self) -> Self:
+        self._stream = self._open.open()
+        self._stream.write('{"version": 1, "refs": {')
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._stream.write("\n}}\n")
+        self._open.close()
+
+    def write_node(self, path: str, documents: Mapping[str, str]) -> None:
+        """See `Output.write_node`."""
+        self._write([f"{json.dumps(join(path, name))}: {json.dumps(text)}" for name, text in documents.items()])
+
+    def write_chunks(self, path: str, info: ArrayInfo, tables: Iterable[ChunkTable], urls: Sequence[str]) -> None:
+        """See `Output.write_chunks`."""
+        head = json.dumps(join(path, ""))[:-1]
+        encode = info.keys.encode
+        quoted: dict[int, str] = {}
+        for table in tables:
+            quoted.update({i: json.dumps(urls[i]) for i in set(table.sources.tolist()) - quoted.keys()})
+            columns = table.sources.tolist(), table.offsets.tolist(), table.lengths.tolist()
+            self._write(
+                [
+                    f'{head}{encode(name)}": [{quoted[source]}, {offset}, {length}]'
+                    for name, source, offset, length in zip(table.names, *columns, strict=True)
+                ]
+            )
+            self._write(
+                [f'{head}{encode(name)}": {json.dumps(inline_text(data))}' for name, data in table.inline.items()]
+            )
+
+    def _write(self, entries: list[str]) -> None:
+        if entries:
+            self._stream.write(self._separator + ",\n".join(entries))
+            self._separator = ",\n"
+
+
+class ParquetOutput(Output):
+    """A folder in fsspec's lazy layout; see `icelite.kerchunk.parquet`."""
+
+    def __init__(self, path: Path, record_size: int) -> None:
+        self._pa, self._parquet = pyarrow("pyarrow"), pyarrow("pyarrow.parquet")
+        self._path = path
+        self._record_size = record_size
+        self._metadata: dict[str, Any] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            content = {"metadata": self._metadata, "record_size": self._record_size}
+            (self._path / PARQUET_METADATA).write_text(json.dumps(content), encoding="utf-8")
+
+    def write_node(self, path: str, documents: Mapping[str, str]) -> None:
+        """See `Output.write_node`.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-array-metadata`` for what fsspec's lazy layout cannot hold.
+        """
+        if "zarr.json" in documents:
+            raise _unfit(
+                path, "is Zarr v3, which references in Parquet cannot be; pass zarr_format=2, or format='json'"
+            )
+        if ".zarray" in documents and not path:
+            raise _unfit(path, "is the root, and references in Parquet need a group around it; pass format='json'")
+        for name, text in documents.items():
+            content = json.loads(text)
+            if name == ".zarray" and "dimension_separator" in content:
+                content["dimension_separator"] = "."  # keys are made from rows, always with dots
+            self._metadata[join(path, name)] = content
+
+    def write_chunks(self, path: str, info: ArrayInfo, tables: Iterable[ChunkTable], urls: Sequence[str]) -> None:
+        """See `Output.write_chunks`.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-argument`` when the array would become too many files.
+        """
+        grid = info.grid or ()
+        chunks = math.prod(grid)
+        records = -(-chunks // self._record_size)
+        if records > MAX_RECORDS:
+            raise InvalidInputError(
+                f"array /{path} has a grid of {chunks} chunks: {records} files with record_size={self._record_size};"
+                f" pass at least {-(-chunks // MAX_RECORDS)}",
+                ErrorKind.INVALID_ARGUMENT,
+            )
+        table = _merged(list(tables))
+        places = _places(table.names, grid)
+        order = np.argsort(places)
+        inline = dict(zip(_places(list(table.inline), grid).tolist(), table.inline.values(), strict=True))
+        inline_places = np.array(sorted(inline), dtype=np.int64)
+        (self._path / path).mkdir(parents=True, exist_ok=True)
+        for record in range(records):  # also those without references: fsspec's listings open every one
+            bounds = record * self._record_size, min((record + 1) * self._record_size, chunks)
+            some = order[slice(*np.searchsorted(places, bounds, sorter=order))]
+            raw: list[bytes | None] = [None] * (bounds[1] - bounds[0])
+            for place in inline_places[slice(*np.searchsorted(inline_places, bounds))].tolist():
+                raw[place - bounds[0]] = inline_raw(inline[place])
+            self._write_record(self._path / record_path(path, record), table, some, places[some] - bounds[0], raw, urls)
+
+    def _write_record(
+        self, file: Path, table: ChunkTable, some: Ints, rows: Ints, raw: list[bytes | None], urls: Sequence[str]
+    ) -> None:
+        used, indices = np.unique(table.sources[some], return_inverse=True)
+        sources, offsets, sizes = (np.full(len(raw), value, dtype=np.int64) for value in (-1, 0, 0))
+        sources[rows], offsets[rows], sizes[rows] = indices, table.offsets[some], table.lengths[some]
+        pa = self._pa
+        names = pa.array([urls[i] for i in used.tolist()], pa.string())
+        columns = {
+            "path": names.take(pa.array(sources, mask=sources < 0)),
+            "offset": pa.array(offsets),
+            "size": pa.array(sizes),
+            "raw": pa.array(raw, pa.binary()),
+        }
+        # without the statistics, fastparquet makes floats of integers, because any might be null
+        statistics = ["offset", "size"]
+        self._parquet.write_table(pa.table(columns), file, compression="zstd", write_statistics=statistics)
+
+
+def _merged(tables: list[ChunkTable]) -> ChunkTable:
+    empty = np.empty(0, dtype=np.int64)
+    return ChunkTable(
+        [name for table in tables for name in table.names],
+        np.concatenate([empty, *(table.sources for table in tables)]),
+        np.concatenate([empty, *(table.offsets for table in tables)]),
+        np.concatenate([empty, *(table.lengths for table in tables)]),
+        {name: data for table in tables for name, data in table.inline.items()},
+    )
+
+
+def _places(names: list[str], grid: tuple[int, ...]) -> Ints:
+    """The places of chunks in a grid, counted in C order."""
+    if not grid or not names:
+        return np.zeros(len(names), dtype=np.int64)
+    places: Ints = np.ravel_multi_index(tuple(positions(names, len(grid)).T), grid).astype(np.int64)
+    return places
+
+
+def _unfit(path: str, problem: str) -> InvalidInputError:
+    return InvalidInputError(f"array or group /{path} {problem}", ErrorKind.INVALID_ARRAY_METADATA)

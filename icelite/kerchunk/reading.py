@@ -1,0 +1,119 @@
+"""From a dict, a JSON file or a parquet folder to a `ReferenceSet`; the only module that opens reference files.
+
+Reference files are opened where the caller says, with fsspec; what they refer to is not opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import fsspec
+
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError
+from icelite.kerchunk.faults import malformed
+from icelite.kerchunk.parquet import PARQUET_METADATA, read_parquet
+from icelite.kerchunk.reference_set import ReferenceSet, collect_references
+from icelite.kerchunk.templates import Template, generate, read_templates
+
+References: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceFile:
+    """A set of references with what its surroundings say.
+
+    Attributes
+    ----------
+    root
+        The folder (an absolute path or URL) that relative paths in it are relative to; None when there is none.
+    own
+        Whether the caller made the references in this process, so that the local files they name are its own.
+    """
+
+    references: ReferenceSet
+    root: str | None
+    own: bool
+
+
+def read_references(
+    references: References, root: str | os.PathLike[str] | None, storage_options: Mapping[str, Any] | None
+) -> ReferenceFile:
+    """Read and check references; nothing that they refer to is looked at.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-references``, ``bad-metadata``, ``invalid-path`` for what the references say;
+        ``invalid-argument`` where there are none.
+    """
+    folder = None if root is None else _absolute(os.fspath(root))
+    if isinstance(references, Mapping):
+        return ReferenceFile(_parse(references, "the references"), folder, own=True)
+    if not isinstance(references, str | os.PathLike):
+        raise InvalidInputError(
+            f"references are a dict, a JSON file or a parquet folder, not {type(references).__name__}",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    place = _absolute(os.fspath(references))
+    return ReferenceFile(_read(place, storage_options or {}), folder or place.rpartition("/")[0] or "/", own=False)
+
+
+def _absolute(place: str) -> str:
+    if "://" in place:
+        return place.rstrip("/") if not place.startswith("file:///") else place.removeprefix("file://")
+    return str(Path(place).expanduser().absolute())
+
+
+def _read(place: str, storage_options: Mapping[str, Any]) -> ReferenceSet:
+    origin = repr(place)
+    try:
+        fs, path = fsspec.core.url_to_fs(place, **storage_options)
+        if fs.exists(f"{path}/{PARQUET_METADATA}"):
+            return read_parquet(fs, path, origin)
+        if fs.isdir(path):
+            raise malformed(origin, f"is a folder without {PARQUET_METADATA}, so it holds no references in parquet")
+        with fs.open(path, "rb", compression="infer") as stream:
+            data = stream.read()
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"there is no reference file {origin}", ErrorKind.INVALID_ARGUMENT) from error
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        ImportError,
+    ) as error:  # of a disk, a server, a compressor, fsspec
+        if isinstance(error, IceliteError):
+            raise
+        raise malformed(origin, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return _parse(json.loads(data), origin)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise malformed(origin, f"is not JSON: {error}") from error
+
+
+def _parse(content: Any, origin: str) -> ReferenceSet:
+    if not isinstance(content, Mapping):
+        raise malformed(origin, f"holds a JSON {type(content).__name__}; expected an object of references")
+    if "version" not in content:
+        if isinstance(content.get("refs"), Mapping):
+            raise malformed(origin, "has 'refs' but no 'version'; write \"version\": 1 beside it")
+        return collect_references(content, origin, str)
+    if type(content["version"]) is not int or content["version"] not in (0, 1):
+        raise malformed(origin, f"has version {content['version']!r}; icelite reads versions 0 and 1")
+    references = content.get("refs", {})
+    if not isinstance(references, Mapping):
+        raise malformed(origin, f"has 'refs' that are a {type(references).__name__}, not an object")
+    templates = read_templates(content.get("templates") or {}, origin)
+    generated = dict(generate(content.get("gen") or [], templates, origin))
+
+    def expand(url: str) -> str:
+        return Template(url, origin).render(templates)
+
+    return collect_references({**references, **generated}, origin, expand)
