@@ -74,6 +74,7 @@ from icelite.storage import (
     s3_store,
 )
 from icelite.store import IceliteStore
+from icelite.store.pipeline import enable_fast_reads
 from icelite.types import (
     Bundle,
     ChunkRefs,
@@ -166,6 +167,7 @@ __all__ = [
     "VirtualRefConfig",
     "ZarrExport",
     "containers_credentials",
+    "enable_fast_reads",
     "filesystem_access",
     "http_access",
     "http_storage",
