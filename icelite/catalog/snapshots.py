@@ -50,15 +50,6 @@ SELECT_INFO = """
 SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
 FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq WHERE s.seq = ?
 """
-SELECT_ANCESTORS = """
-WITH RECURSIVE lineage (seq) AS (
-  SELECT ?1
-  UNION ALL
-  SELECT s.parent_seq FROM lineage l JOIN snapshot s ON s.seq = l.seq WHERE s.parent_seq IS NOT NULL LIMIT ?2
-)
-SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
-FROM lineage l JOIN snapshot s ON s.seq = l.seq LEFT JOIN snapshot p ON p.seq = s.parent_seq ORDER BY l.seq DESC
-"""
 SELECT_INFOS = """
 SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
 FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq ORDER BY s.seq DESC
@@ -170,20 +161,6 @@ def lookup_info(txn: Transaction, seq: int) -> tuple[SnapshotInfo, int | None]:
     if row is None:
         raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
     return _info(row), row[5]
-
-
-def lookup_infos(txn: Transaction, seq: int, limit: int) -> tuple[list[SnapshotInfo], int | None]:
-    """At most ``limit`` snapshots from one back, newest first, and the number of the next one.
-
-    Raises
-    ------
-    SnapshotNotFoundError, FormatError
-        As `lookup_info`.
-    """
-    rows = txn.rows(SELECT_ANCESTORS, (seq, limit))
-    if not rows:
-        raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
-    return [_info(row) for row in rows], rows[-1][5]
 
 
 def _info(row: Row) -> SnapshotInfo:

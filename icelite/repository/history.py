@@ -51,8 +51,11 @@ class History:
 
     def _ancestors(self, seq: int | None) -> Iterator[SnapshotInfo]:
         while seq is not None:
+            infos: list[SnapshotInfo] = []
             with self._catalog.read() as txn:
-                infos, seq = snapshots.lookup_infos(txn, seq, AT_ONCE)
+                while seq is not None and len(infos) < AT_ONCE:
+                    info, seq = snapshots.lookup_info(txn, seq)
+                    infos.append(info)
             yield from infos
 
     def ancestry_graph(

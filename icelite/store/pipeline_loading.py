@@ -1,0 +1,141 @@
+"""Where the chunks of one read are, and how their bytes come: one statement for all, then whole runs of neighbours.
+
+A load is a piece of work of about a megabyte: a run of a source, some rows of the payload table, or bytes that the
+session still holds. Loads of what is local block and suit a thread; those of remote sources are awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from icelite.catalog.locations import INLINE
+from icelite.change_set import ChangeSet, StagedRef
+from icelite.errors import StorageError
+from icelite.payload import Payloads
+from icelite.store.listing import find_chunk_key
+from icelite.store.pipeline_ranges import LOCAL_BYTES, Piece, Run, join_runs
+from icelite.types import ChunkRef
+
+Bytes = bytes | bytearray | memoryview
+Ref = ChunkRef | StagedRef
+Loaded = tuple[Bytes, int, Sequence[Piece]]  # bytes, the offset of the first one, the chunks in them
+
+
+class Load(NamedTuple):
+    """Work for a thread: ``read`` gives bytes, about ``size`` of them."""
+
+    size: int
+    read: Callable[[], Iterable[Loaded]]
+
+
+class Places(NamedTuple):
+    """Where the chunks of a batch are; numbers are places in the batch."""
+
+    missing: list[int]
+    loads: list[Load]
+    remote: list[Run]
+
+
+def find_positions(changes: ChangeSet, keys: Sequence[str]) -> tuple[int, list[str]] | None:
+    """Node id and grid positions of chunk keys that all belong to one array; else None."""
+    first = find_chunk_key(changes, keys[0])
+    if first is None:
+        return None
+    entry, info, _ = first
+    start = len(entry.node.path) + 1 if entry.node.path else 0
+    head, decode = keys[0][:start], info.keys.decode
+    positions = [decode(key[start:]) for key in keys if key.startswith(head)]
+    found = [position for position in positions if position is not None]
+    return (entry.node.node_id, found) if len(found) == len(keys) else None
+
+
+def locate(changes: ChangeSet, payloads: Payloads, keys: Sequence[str]) -> Places | None:
+    """Where the chunks under some keys are; None unless they all belong to one array.
+
+    Raises
+    ------
+    InvalidInputError
+        A reference that may not be read.
+    """
+    positions = find_positions(changes, keys)
+    if positions is None:
+        return None
+    places = Places([], [], [])
+    inline: list[Piece] = []
+    outside: dict[Hashable, tuple[Ref, list[Piece]]] = {}
+    for place, found in enumerate(changes.find_chunks(*positions)):
+        if found is None:
+            places.missing.append(place)
+        elif isinstance(found, bytes):
+            places.loads.append(_held(found, place))
+        elif isinstance(found, ChunkRef) and found.location_id == INLINE:
+            inline.append(Piece(found.offset, found.length, place))
+        elif found.length == 0:
+            places.loads.append(_held(b"", place))
+        else:
+            source = found.location_id if isinstance(found, ChunkRef) else found.location
+            outside.setdefault(source, (found, []))[1].append(Piece(found.offset, found.length, place))
+    places.loads.extend(_inline_loads(payloads, inline, keys))
+    for ref, pieces in outside.values():
+        for run in join_runs(payloads.source(ref, keys[pieces[0].place]), pieces):
+            if run.source.is_local:
+                places.loads.append(Load(run.stop - run.start, _reader(run, keys)))
+            else:
+                places.remote.append(run)
+    return places
+
+
+def _held(data: bytes, place: int) -> Load:
+    return Load(len(data), lambda: [(data, 0, [Piece(0, len(data), place)])])
+
+
+def _reader(run: Run, keys: Sequence[str]) -> Callable[[], Iterable[Loaded]]:
+    return lambda: read_run(run, keys)
+
+
+def read_run(run: Run, keys: Sequence[str]) -> Iterator[Loaded]:
+    """The bytes of a run; where it cannot be read as a whole, of one chunk after the other, so that errors name it."""
+    try:
+        yield run.source.read(run.start, run.stop - run.start, keys[run.pieces[0].place]), run.start, run.pieces
+    except StorageError:
+        if len(run.pieces) == 1:
+            raise
+        for piece in run.pieces:
+            yield run.source.read(piece.offset, piece.length, keys[piece.place]), piece.offset, [piece]
+
+
+async def read_remote_run(run: Run, keys: Sequence[str]) -> list[Loaded]:
+    """As `read_run`, awaited."""
+    source = run.source
+    try:
+        data = await source.read_async(run.start, run.stop - run.start, keys[run.pieces[0].place])
+    except StorageError:
+        if len(run.pieces) == 1:
+            raise
+        return [(await source.read_async(p.offset, p.length, keys[p.place]), p.offset, [p]) for p in run.pieces]
+    return [(data, run.start, run.pieces)]
+
+
+def _inline_loads(payloads: Payloads, pieces: list[Piece], keys: Sequence[str]) -> Iterator[Load]:
+    """Rows of the payload table in the order of their ids, about a megabyte at once."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in sorted(pieces):
+        if batch and size + piece.length > LOCAL_BYTES:
+            yield Load(size, _inline_reader(payloads, batch, keys))
+            batch, size = [], 0
+        batch.append(piece)
+        size += piece.length
+    if batch:
+        yield Load(size, _inline_reader(payloads, batch, keys))
+
+
+def _inline_reader(payloads: Payloads, pieces: list[Piece], keys: Sequence[str]) -> Callable[[], Iterable[Loaded]]:
+    def read() -> Iterator[Loaded]:
+        found = payloads.read_inline({piece.offset: keys[piece.place] for piece in pieces})
+        for payload_id, _, place in pieces:
+            data = found[payload_id]
+            yield data, 0, (Piece(0, len(data), place),)
+
+    return read
