@@ -1,0 +1,244 @@
+"""`export_icechunk`: the whole history of an icelite repository as a new Icechunk repository.
+
+A local repository is written beside its place under another name, and renamed when it is whole. Icechunk gives every
+commit an id and a time of its own; in a local repository `icelite.icechunk.identities` then puts those of icelite in
+their place.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icelite.config import VirtualChunkContainer, covers
+from icelite.errors import AlreadyExistsError, ErrorKind, RepositoryNotFoundError
+from icelite.icechunk import library
+from icelite.icechunk.containers import missing_prefixes, to_icechunk
+from icelite.icechunk.histories import History, read_history
+from icelite.icechunk.identities import Identity, can_keep, restore_identities
+from icelite.icechunk.library import KEPT_ID, KEPT_TIME, UNFINISHED, naming, translated
+from icelite.icechunk.summaries import ExportSummary
+from icelite.icechunk.writing import SnapshotWriter
+from icelite.repository import Repository
+from icelite.types import Diff, Progress, SnapshotInfo
+
+if TYPE_CHECKING:
+    import icechunk
+
+MAIN = "main"
+
+
+def export_icechunk(
+    repository: Repository | str | os.PathLike[str],
+    target: str | os.PathLike[str] | icechunk.Storage,
+    *,
+    progress: Progress | None = None,
+) -> ExportSummary:
+    """Write the whole history of a repository into a new Icechunk repository.
+
+    Every snapshot that a branch or tag reaches is written, with what it changed. Virtual chunks stay references, and
+    their sources are not read; a reference relative to the catalog becomes absolute.
+
+    Parameters
+    ----------
+    repository
+        The repository, or its path.
+    target
+        Where there is nothing yet: a local folder to be, which appears when it is whole, with the ids and times of
+        the snapshots as they are here; or an ``icechunk.Storage``, where Icechunk's own ids and times stand and
+        those of icelite are in the metadata of each commit (``icelite_snapshot_id``, ``icelite_written_at``).
+    progress
+        Called with the snapshots written and all there are.
+
+    Raises
+    ------
+    AlreadyExistsError, RepositoryNotFoundError
+        ``repository-already-exists``; ``repository-not-found`` for the source, or the folder around the target.
+    InvalidInputError
+        ``missing-package``; ``invalid-argument`` or ``bad-metadata`` for a node that Icechunk cannot hold: Zarr v2,
+        other chunk keys than ``c/0/0``, metadata that is not strict JSON (``NaN``).
+    StorageError
+        What reading the source or writing the target says.
+    """
+    library.load_icechunk()
+    import icechunk
+
+    source = repository if isinstance(repository, Repository) else Repository.open(repository)
+    if isinstance(target, icechunk.Storage):
+        return _export_to_storage(source, target, progress)
+    place = Path(os.path.abspath(os.path.expanduser(os.fspath(target))))
+    _check_free(place)
+    draft = place.with_name(f".icelite-{secrets.token_hex(8)}")
+    try:
+        storage = icechunk.local_filesystem_storage(str(draft))
+        exporter = _Exporter(source, storage, keep_identities=True, progress=progress)
+        exporter.run()
+        restore_identities(draft, exporter.identities())
+        summary = exporter.summary()
+        _check_free(place)
+        draft.rename(place)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return summary
+
+
+def _export_to_storage(source: Repository, storage: icechunk.Storage, progress: Progress | None) -> ExportSummary:
+    exporter = _Exporter(source, storage, keep_identities=False, progress=progress)
+    exporter.run()
+    return exporter.summary()
+
+
+def _check_free(place: Path) -> None:
+    if os.path.lexists(place):
+        raise AlreadyExistsError(
+            f"{place} already exists, and an export never overwrites; choose another name or remove it",
+            ErrorKind.REPOSITORY_ALREADY_EXISTS,
+        )
+    if not place.parent.is_dir():
+        raise RepositoryNotFoundError(
+            f"directory {place.parent} does not exist, so {place.name} cannot be created in it; make it first",
+            ErrorKind.REPOSITORY_NOT_FOUND,
+        )
+
+
+class _Exporter:
+    """One export under way."""
+
+    def __init__(
+        self, source: Repository, storage: icechunk.Storage, *, keep_identities: bool, progress: Progress | None
+    ) -> None:
+        self.source = source
+        self.history: History = read_history(source)
+        self.ids: dict[str, str] = {}
+        self._keep = keep_identities
+        self._progress = progress
+        self.writer = SnapshotWriter(_home(source))
+        with naming("configuration"), translated("the target"):
+            self.target = self._create(storage)
+
+    def _create(self, storage: icechunk.Storage) -> icechunk.Repository:
+        import icechunk
+
+        config = icechunk.RepositoryConfig.default()
+        config.inline_chunk_threshold_bytes = self.source.config.inline_chunk_threshold_bytes
+        for container in (self.source.config.virtual_chunk_containers or {}).values():
+            config.set_virtual_chunk_container(to_icechunk(container))
+        try:
+            return icechunk.Repository.create(storage, config)
+        except icechunk.InvalidInputError as error:
+            if error.kind != "parent-directory-not-clean":
+                raise  # translated by the caller
+            raise AlreadyExistsError(
+                "there is something at the target's storage already, and an export never overwrites; choose another"
+                " prefix",
+                ErrorKind.REPOSITORY_ALREADY_EXISTS,
+            ) from error
+
+    def run(self) -> None:
+        """Write everything."""
+        if not self._keep:  # a local one is not there until it is whole
+            self.target.set_metadata({UNFINISHED: True})
+        total = len(self.history.snapshots)
+        self.ids[self.history.first.id] = self.target.lookup_branch(MAIN)
+        self._report(1, total)
+        for done, info in enumerate(self.history.snapshots[1:], start=2):
+            with naming(f"snapshot {info.id}"), translated(f"snapshot {info.id}"):
+                self.ids[info.id] = self._write_snapshot(info)
+            self._report(done, total)
+        with translated("branches and tags"):
+            self._write_names()
+            self._write_containers()
+            metadata = self.source.get_metadata()
+            if metadata or not self._keep:
+                self.target.set_metadata(metadata)
+
+    def _report(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(done, total)
+
+    def _write_snapshot(self, info: SnapshotInfo) -> str:
+        parent_id = str(info.parent_id)
+        diff = self.source.diff(from_snapshot_id=parent_id, to_snapshot_id=info.id)
+        if self.target.lookup_branch(MAIN) != self.ids[parent_id]:
+            self.target.reset_branch(MAIN, self.ids[parent_id])
+        metadata = self._metadata(info)
+        if diff.moved_nodes and _is_only_moves(diff):
+            session = self.target.rearrange_session(MAIN)
+            if self.writer.as_moves(diff, session):
+                return session.commit(info.message, metadata)
+        session = self.target.writable_session(MAIN)
+        before = self.source.readonly_session(snapshot_id=parent_id)
+        self.writer.write(diff, before, self.source.readonly_session(snapshot_id=info.id), session)
+        return session.commit(info.message, metadata, allow_empty=True)
+
+    def _metadata(self, info: SnapshotInfo) -> dict[str, Any]:
+        if self._keep and can_keep(info.id):
+            return dict(info.metadata)
+        return {**info.metadata, KEPT_ID: info.id, KEPT_TIME: info.written_at.isoformat()}
+
+    def _write_names(self) -> None:
+        for name in self.history.deleted_tags:
+            self.target.create_tag(name, self.ids[self.history.first.id])
+            self.target.delete_tag(name)
+        for name, snapshot_id in self.history.tags.items():
+            self.target.create_tag(name, self.ids[snapshot_id])
+        for name, snapshot_id in self.history.branches.items():
+            if name == MAIN:
+                self.target.reset_branch(MAIN, self.ids[snapshot_id])
+            else:
+                self.target.create_branch(name, self.ids[snapshot_id])
+
+    def _write_containers(self) -> None:
+        """Declare the folders of relative references, and of local files that nothing covers."""
+        home = self.writer.home
+        known = list((self.source.config.virtual_chunk_containers or {}).values())
+        added = []
+        if home is not None and self.writer.has_relative and not any(covers(c.url_prefix, home) for c in known):
+            added = [home]
+        known += [VirtualChunkContainer(prefix) for prefix in added]
+        added += missing_prefixes(self.writer.local_urls, known)
+        if added:
+            config = self.target.config
+            for prefix in added:
+                config.set_virtual_chunk_container(to_icechunk(VirtualChunkContainer(prefix)))
+            self.target = self.target.reopen(config)
+            self.target.save_config()
+
+    def identities(self) -> dict[str, Identity]:
+        """Icechunk's id of every snapshot to the id and time it is to have."""
+        branch_of = self.history.branch_of
+        wanted = {info.id: info.id if can_keep(info.id) else self.ids[info.id] for info in self.history.snapshots}
+        return {
+            self.ids[info.id]: Identity(wanted[info.id], info.written_at, branch_of.get(info.id))
+            for info in self.history.snapshots
+        }
+
+    def summary(self) -> ExportSummary:
+        """What was written."""
+        ids = self.ids
+        if self._keep:
+            ids = {ours: ours if can_keep(ours) else theirs for ours, theirs in ids.items()}
+        return ExportSummary(
+            ids=ids,
+            branches=len(self.history.branches),
+            tags=len(self.history.tags),
+            chunks=self.writer.chunks,
+            copied_moves=self.writer.copied_moves,
+            container_prefixes=tuple(sorted(self.target.config.virtual_chunk_containers or {})),
+        )
+
+
+def _home(source: Repository) -> str | None:
+    """The URL prefix from which relative references start; None in memory."""
+    home = source.storage.home
+    if home is None or "://" in home:
+        return home
+    return f"file://{home.rstrip('/')}/"
+
+
+def _is_only_moves(diff: Diff) -> bool:
+    names = [name for name in diff.__dataclass_fields__ if name != "moved_nodes"]
+    return not any(getattr(diff, name) for name in names)
