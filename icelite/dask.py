@@ -17,13 +17,15 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from functools import partial
+from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from dask.base import compute
-from dask.delayed import delayed
+from dask.base import compute, optimize
+from dask.delayed import Delayed, delayed
+from dask.highlevelgraph import HighLevelGraph
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
@@ -86,21 +88,30 @@ def store_dask(
     """
     places = list(regions) if regions is not None else [None] * len(sources)
     session = _check_arguments(sources, targets, places, store_kwargs)
-    plans = [_plan(*work) for work in zip(sources, targets, places, strict=True)]
+    lazy = optimize(*sources)  # type: ignore[no-untyped-call]
+    plans = [_plan(*work) for work in zip(lazy, targets, places, strict=True)]
     _check_apart(plans)
     fork = session.fork()
     token = uuid.uuid4().hex
     workshop = delayed(Workshop(token, pickle.dumps(fork)), pure=True)
-    tasks = [
-        delayed(_write_blocks)(workshop, plan.path, spans, blocks) for plan in plans for spans, blocks in plan.tasks()
-    ]
+    written = [_delay(workshop, plan, f"icelite-{token}-{number}") for number, plan in enumerate(plans)]
     try:
-        results: tuple[_Written, ...] = compute(*tasks, **store_kwargs)  # type: ignore[no-untyped-call]
+        results: tuple[list[_Written], ...] = compute(*written, **store_kwargs)  # type: ignore[no-untyped-call]
     finally:
         with _lock:
             _workshops.pop(token, None)  # that of this process; others forget theirs when newer ones come
-    _take(session, results)
+    _take(session, chain.from_iterable(results))
     return session
+
+
+def _delay(workshop: Delayed, plan: _Plan, name: str) -> Delayed:
+    """What writes one source: a graph made at once, since one of `delayed` calls costs tasks times blocks."""
+    tasks: dict[Any, Any] = {}
+    for number, (spans, blocks) in enumerate(plan.tasks()):
+        tasks[name, number] = (partial(_write_blocks, path=plan.path, spans=spans), workshop.key, blocks)
+    tasks[name] = (list, list(tasks))
+    parts: list[Any] = [plan.source, workshop]
+    return Delayed(name, HighLevelGraph.from_collections(name, tasks, parts))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +140,8 @@ class _Plan:
         )
 
     def tasks(self) -> Iterator[tuple[list[tuple[Span, ...]], list[Any]]]:
-        """Neighbouring blocks that one task writes, with their places."""
-        blocks = self.source.to_delayed().ravel().tolist()  # type: ignore[no-untyped-call]
+        """The places and the keys of neighbouring blocks that one task writes."""
+        blocks = [(self.source.name, *block) for block in np.ndindex(self.source.numblocks)]
         spans = list(product(*self.spans))
         size = math.prod(max(stop - start for start, stop in axis) for axis in self.spans) * self.source.itemsize
         together = max(1, min(TASK_BYTES // max(1, size), len(blocks) // LEAST_TASKS))
@@ -199,7 +210,7 @@ class _BlockStore(MemoryStore):
 
 
 def _write_blocks(
-    workshop: Workshop, path: str, spans: Sequence[tuple[Span, ...]], blocks: Sequence[np.ndarray[Any, Any]]
+    workshop: Workshop, blocks: Sequence[np.ndarray[Any, Any]], *, path: str, spans: Sequence[tuple[Span, ...]]
 ) -> _Written:
     """One task: encode some blocks of an array, and put the bytes where the repository's bytes go."""
     fork = workshop.open()

@@ -19,7 +19,7 @@ from xarray.backends.common import ArrayWriter, datatree_from_dict_with_io_clean
 from zarr.core.sync import sync
 
 import icelite.virtualizarr  # noqa: F401  (registers the accessors ds.icelite and tree.icelite)
-from icelite.catalog.database import is_catalog
+from icelite.catalog.checks import is_catalog
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.repository import Repository
 from icelite.session import Session
@@ -249,7 +249,8 @@ def to_icelite(
     Parameters
     ----------
     obj
-        What to write; the name of a `DataArray` is the variable's.
+        What to write; the name of a `DataArray` is the variable's. What ``mode="w"`` replaces must not be read lazily
+        from the same session: it is gone by then.
     group, mode, safe_chunks, align_chunks, append_dim, region, encoding
         As `xarray.Dataset.to_zarr`.
     chunkmanager_store_kwargs
@@ -278,6 +279,9 @@ def to_icelite(
     session.check_writable()
     dataset = obj if isinstance(obj, xr.Dataset) else obj.to_dataset(name=_UNNAMED if obj.name is None else obj.name)
     _validate_dataset_names(dataset)
+    for variable in dataset.variables.values():
+        if variable.size == 0:  # dask's chunks of length 0 are none that Zarr could have
+            variable.load()
     writable = get_writable_zarr_store(
         session.store,
         mode=mode,

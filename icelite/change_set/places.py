@@ -29,11 +29,14 @@ def write_bytes(changes: ChangeSet, node_id: int, chunks: Mapping[str, bytes]) -
     StorageError, InvalidInputError, ReadOnlyError
         As `ChangeSet.flush_payloads`.
     """
-    large = {(node_id, chunk): data for chunk, data in chunks.items() if changes.native.takes(len(data))}
+    native = changes.native
+    # A write to a catalog in a bucket sends the whole of it: there, all bytes of workers go into objects.
+    every = changes.catalog.storage.place is not None and native.objects.root is not None
+    large = {(node_id, chunk): data for chunk, data in chunks.items() if every or native.takes(len(data))}
     small = {chunk: data for chunk, data in chunks.items() if (node_id, chunk) not in large}
     places: dict[str, ChunkPlace] = {}
     if large:
-        places.update((name[1], StagedRef(*place)) for name, place in changes.native.put(large))
+        places.update((name[1], StagedRef(*place)) for name, place in native.put(large))
     if small:
         for chunk, data in small.items():
             check_size(len(data), chunk)

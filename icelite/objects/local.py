@@ -49,6 +49,7 @@ class Objects:
         self._folder = Path(url.removeprefix("file://"))
         # what the folder must lie in, links resolved: the catalog's directory, or what the caller named
         self._home = str(self._folder) if "://" in root else url.removeprefix("file://").removesuffix(root)
+        self._above = list(self._folder.parents)[: 1 if "://" in root else len(Path(root).parts)]  # to sync once
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url!r}>"
@@ -79,8 +80,9 @@ class Objects:
             list(pool.map(self._write, keys, bodies))
             # each once, the inner ones first: another process may have made a folder and not synced it yet
             list(pool.map(self._sync_folder, [*(self._folder / folder for folder in folders), self._folder]))
-        for folder in dict.fromkeys(folder for each in made for folder in each):
+        for folder in dict.fromkeys([*(folder for each in made for folder in each), *self._above]):
             self._sync_folder(folder)
+        self._above = []
         return keys
 
     def _make_folder(self, name: str) -> list[Path]:

@@ -3,12 +3,16 @@
 The catalog stores the root of the objects in the setting ``objects``: a folder under its own directory is relative
 and moves with it, everything else is a URL. A relative root needs no authorisation, as relative references do not;
 a URL is used only when the caller gives it, with credentials that are never stored.
+
+Each repository has a folder of its own below what the caller names: two that were given the same place must not
+collect each other's objects.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,10 +32,13 @@ from icelite.storage import (
     S3Place,
     StorageConfig,
 )
+from icelite.types import CROCKFORD, new_snapshot_id
 from icelite.virtual.urls import relative_path
 
 SETTING = "objects"
 SCHEMES = ("s3", "gs", "az", "abfs", "memory")
+
+OWN_FOLDER = re.compile(f"[{CROCKFORD}]{{20}}")
 
 ObjectStorage = str | os.PathLike[str] | StorageConfig
 
@@ -126,6 +133,15 @@ def _is_plain(text: str) -> bool:
     decoded = unquote(text)
     dots = {".", ".."}.isdisjoint
     return "\0" not in decoded and "\\" not in decoded and (dots(decoded.split("/")) or not dots(text.split("/")))
+
+
+def own_folder(place: Place) -> Place:
+    """The folder of a new repository in a place that others may have been given too."""
+    return _below(place, new_snapshot_id())
+
+
+def _below(place: Place, name: str) -> Place:
+    return replace(place, root=f"{place.root}{name}/", url=f"{place.url}{name}/")
 
 
 def default_objects(storage: StorageConfig) -> str | None:
@@ -225,8 +241,13 @@ def find_place(root: str | None, given: ObjectStorage | None, storage: StorageCo
     """
     if given is not None:
         place = locate_objects(given, storage)
-        # What the caller says counts, also when the objects are somewhere else today.
-        return place if root is not None else None
+        if root is None:
+            return None
+        # What the caller says counts, also when the objects are somewhere else today; with the repository's own folder
+        # or without.
+        name = root.rstrip("/").rpartition("/")[2]
+        is_own = OWN_FOLDER.fullmatch(name) and not place.url.endswith(f"/{name}/")
+        return _below(place, name) if is_own else place
     if root is None or "://" in root:
         return None
     if storage.directory is None:

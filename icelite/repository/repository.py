@@ -11,6 +11,7 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction, create_catalog
 from icelite.catalog.locations import insert_inline_location, list_locations
 from icelite.catalog.operations import log_operation, now
+from icelite.catalog.prepared import Spares
 from icelite.catalog.settings import find_setting, home_of, list_containers, load_config, save_config, save_setting
 from icelite.config import RepositoryConfig
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError
@@ -25,6 +26,7 @@ from icelite.repository.native import (
     find_root,
     locate_objects,
     open_objects,
+    own_folder,
     save_place,
 )
 from icelite.session.asynchronous import in_thread
@@ -57,6 +59,8 @@ class Repository(AsynchronousRepository):
             containers = list_containers(txn)
             at_home = find_setting(txn, "home") == home_of(catalog.storage)
         self._config = self._stored if config is None else self._stored.merge(config)
+        is_local, timeout = catalog.storage.place is None, self._config.busy_timeout_seconds
+        self._spares = Spares(catalog.storage, timeout) if is_local else None
         self._commit_metadata: dict[str, Any] = {}
         given = (config.virtual_chunk_containers if config is not None else None) or {}
         declared = {prefix: container for prefix, container in given.items() if not container.from_catalog}
@@ -100,7 +104,7 @@ class Repository(AsynchronousRepository):
         objects
             Where chunks larger than ``inline_chunk_threshold_bytes`` go, instead of into the catalog: a folder
             (relative to the catalog's), a URL such as ``s3://bucket/chunks``, or a `StorageConfig` in S3. By default
-            the catalog holds everything.
+            the catalog holds everything. Each repository makes a folder of its own there.
 
         Raises
         ------
@@ -109,7 +113,7 @@ class Repository(AsynchronousRepository):
         """
         place = as_storage(storage)
         objects = default_objects(place) if objects is None else objects
-        native = None if objects is None else locate_objects(objects, place)
+        native = None if objects is None else own_folder(locate_objects(objects, place))
         create_catalog(place, lambda txn: _initialize(txn, place, config or RepositoryConfig.default(), native))
         return cls.open(place, config, authorize_virtual_chunk_access, objects=objects)
 
@@ -227,6 +231,8 @@ class Repository(AsynchronousRepository):
 
     def close(self) -> None:
         """Release the file. Sessions opened for writing keep their own hold on it."""
+        if self._spares is not None:
+            self._spares.close()
         self._catalog.close()
 
     # -- for event loops: as the methods without _async, in a thread -----------------------------------------

@@ -39,7 +39,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import _collect_aiterator, sync
 
-from icelite import IceliteStore, Repository
+from icelite import IceliteStore, Repository, RepositoryConfig
 from icelite.errors import AlreadyExistsError, IceliteError, InvalidInputError, SessionStateError
 
 # Names that could be mistaken for chunk keys or for each other's prefix: "-" sorts before "/", "0" right after it.
@@ -248,12 +248,13 @@ has_commits = precondition(lambda self: bool(self.commits))
 class KeyValueMachine(RuleBasedStateMachine):
     """The store, its model, and the committed states of both."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, objects: str | None = None) -> None:
         super().__init__()
         directory.mkdir()
         self.source = directory / "source.bin"
         self.source.write_bytes(SOURCE)
-        self.repo = Repository.create(directory / "store.icelite")
+        tiny = RepositoryConfig(inline_chunk_threshold_bytes=0, object_target_bytes=40)
+        self.repo = Repository.create(directory / "store.icelite", tiny if objects else None, objects=objects)
         self.branch = "main"
         self.store = self.repo.writable_session(self.branch).store
         self.model = Model()
@@ -512,13 +513,22 @@ class KeyValueMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pending_bytes", [64, 32 << 20], ids=["bytes-spill", "bytes-wait-in-memory"])
+@pytest.mark.parametrize(
+    ("pending_bytes", "objects"),
+    [(64, None), (32 << 20, None), (64, "chunks")],
+    ids=["bytes-spill", "bytes-wait-in-memory", "objects"],
+)
 def test_key_value_model(
-    pending_bytes: int, tmp_path: Path, examples: hypothesis.settings, monkeypatch: pytest.MonkeyPatch
+    pending_bytes: int,
+    objects: str | None,
+    tmp_path: Path,
+    examples: hypothesis.settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("icelite.change_set.chunks.PENDING_BYTES", pending_bytes)
     directories = (tmp_path / str(number) for number in itertools.count())
-    run_state_machine_as_test(lambda: KeyValueMachine(next(directories)), settings=examples)
+    few = hypothesis.settings(examples, max_examples=max(1, examples.max_examples // (4 if objects else 1)))
+    run_state_machine_as_test(lambda: KeyValueMachine(next(directories), objects), settings=few)
 
 
 # What the machine found, each as the shortest way there.

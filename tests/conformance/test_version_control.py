@@ -32,7 +32,17 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 import icelite
-from icelite import ConflictDetector, ForkSession, RebaseFailedError, Repository, Session, SessionStateError
+from icelite import (
+    ConflictDetector,
+    ForkSession,
+    RebaseFailedError,
+    Repository,
+    RepositoryConfig,
+    Session,
+    SessionStateError,
+)
+from icelite.catalog import packs
+from icelite.objects import Objects
 
 Keys = dict[str, bytes]
 
@@ -146,13 +156,16 @@ class VersionControl(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "a.icelite"
-        self.repo = Repository.create(self.path)
+        self.repo = self.create()
         self.contents: dict[str, Keys] = {INITIAL: {}}
         self.parents: dict[str, str | None] = {INITIAL: None}
         self.branches = {"main": INITIAL}
         self.tags: dict[str, str] = {}
         self.burnt: set[str] = set()
         self.works: list[Work] = []
+
+    def create(self) -> Repository:
+        return Repository.create(self.path)
 
     def teardown(self) -> None:
         self.works.clear()
@@ -482,12 +495,61 @@ class VersionControl(RuleBasedStateMachine):
             assert [info.id for info in self.repo.ancestry(snapshot_id=tip)] == self.line(tip)
 
 
-def test_histories() -> None:
+class InObjects(VersionControl):
+    """The same with every chunk in an object, which up to three share; collection and repacking among all that."""
+
+    def create(self) -> Repository:
+        config = RepositoryConfig(inline_chunk_threshold_bytes=0, object_target_bytes=6)
+        return Repository.create(self.path, config, objects="chunks")
+
+    def objects(self) -> set[str]:
+        return {found.key for found in self.repo._objects.scan()} if isinstance(self.repo._objects, Objects) else set()
+
+    def named(self) -> set[str]:
+        """The objects that the catalog names."""
+        with self.repo._catalog.read() as txn:
+            return {found.key for found in packs.list_packs(txn)}
+
+    @precondition(VersionControl.has_work)
+    @rule(number=st.integers(0, 3))
+    def upload(self, number: int) -> None:
+        """Bytes go ahead of their commit; sessions that are dropped leave orphans."""
+        self.pick(number).session.changes.flush_payloads()
+
+    @precondition(VersionControl.has_work)
+    @rule(number=st.integers(0, 3))
+    def drop(self, number: int) -> None:
+        self.works.remove(self.pick(number))
+
+    @rule(min_live=st.sampled_from([0.3, 1.0]))
+    def repack(self, min_live: float) -> None:
+        """Also while sessions are under way; those see the same bytes before and after."""
+        self.repo.repack(min_live=min_live)
+
+    @rule()
+    def collect_what_is_older_than_every_session(self) -> None:
+        self.repo.garbage_collect(datetime(2020, 1, 1, tzinfo=UTC))
+
+    @precondition(lambda self: not self.works)
+    @rule()
+    def no_orphan_outlives_a_collection(self) -> None:
+        time.sleep(0.002)  # objects tell their milliseconds
+        self.expire_and_collect()
+        assert self.objects() == self.named()
+        assert self.repo.verify() == []
+
+    @invariant()
+    def every_object_that_is_named_is_there(self) -> None:
+        assert self.named() <= self.objects()
+
+
+@pytest.mark.parametrize(("machine", "share"), [(VersionControl, 1), (InObjects, 2)])
+def test_histories(machine: type[VersionControl], share: int) -> None:
     try:
         run_state_machine_as_test(
-            VersionControl,
+            machine,
             settings=settings(
-                max_examples=EXAMPLES,
+                max_examples=max(1, EXAMPLES // share),
                 stateful_step_count=STEPS,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -14,6 +14,7 @@ import pickle
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -23,7 +24,9 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.testing.stateful import ZarrHierarchyStateMachine
 
-from icelite import IceliteStore, Repository, StorageConfig
+from icelite import IceliteStore, Repository, RepositoryConfig, StorageConfig
+
+TINY: dict[str, Any] = {"inline_chunk_threshold_bytes": 0, "object_target_bytes": 64}  # every chunk in an object
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Commit:
 class VersionedHierarchy(ZarrHierarchyStateMachine):
     """zarr's machine with rules for what a repository adds to a store."""
 
-    def __init__(self, storage: StorageConfig) -> None:
-        self.repo = Repository.create(storage)
+    def __init__(self, storage: StorageConfig, objects: str | None = None) -> None:
+        self.repo = Repository.create(storage, RepositoryConfig(**TINY) if objects else None, objects=objects)
         self.branch = "main"
         super().__init__(self.repo.writable_session(self.branch).store)
         self.commits: list[Commit] = []
@@ -146,6 +149,8 @@ class VersionedHierarchy(ZarrHierarchyStateMachine):
 # zarr's strategies draw data types that Zarr v3 has no specification for.
 @pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
 @pytest.mark.slow
-def test_versioned_hierarchy(tmp_path: Path, examples: hypothesis.settings) -> None:
+@pytest.mark.parametrize("objects", [None, "chunks"])
+def test_versioned_hierarchy(objects: str | None, tmp_path: Path, examples: hypothesis.settings) -> None:
     files = (tmp_path / f"{number}.icelite" for number in itertools.count())
-    run_state_machine_as_test(lambda: VersionedHierarchy(StorageConfig.filesystem(next(files))), settings=examples)
+    few = hypothesis.settings(examples, max_examples=max(1, examples.max_examples // (4 if objects else 1)))
+    run_state_machine_as_test(lambda: VersionedHierarchy(StorageConfig.filesystem(next(files)), objects), settings=few)

@@ -1,7 +1,8 @@
-"""zarr's own contract for stores, `zarr.testing.store.StoreTests`, run on `IceliteStore` three times.
+"""zarr's own contract for stores, `zarr.testing.store.StoreTests`, run on `IceliteStore` four times.
 
 `TestOnDisk` and `TestInMemory` read what a writable session has not committed yet; `TestCommitted` commits after
-each write that a test makes, so that the same assertions are answered by the catalog's own tables.
+each write that a test makes, so that the same assertions are answered by the catalog's own tables. `TestInObjects`
+does so in a repository whose chunks are all in native objects.
 
 The contract's tests are inherited as they are wherever they use keys that a Zarr hierarchy could have. The others
 write keys such as ``foo``, chunks of arrays that do not exist, or metadata that is not JSON: all of that icelite
@@ -23,7 +24,7 @@ from zarr.core.sync import _collect_aiterator, sync
 from zarr.testing.store import StoreTests
 from zarr.testing.utils import assert_bytes_equal
 
-from icelite import IceliteStore, Repository, StorageConfig
+from icelite import IceliteStore, Repository, RepositoryConfig, StorageConfig
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, NodeNotFoundError, SessionStateError
 from icelite.keys import split_document_key
 
@@ -513,3 +514,12 @@ class TestCommitted(TestOnDisk):
     def settle(self, store: IceliteStore) -> None:
         if store.session.has_uncommitted_changes:
             store.commit("after a write")
+
+
+class TestInObjects(TestCommitted):
+    """Every chunk is in an object that it shares with its neighbours."""
+
+    @pytest.fixture
+    def store_kwargs(self, storage: StorageConfig) -> dict[str, Any]:
+        config = RepositoryConfig(inline_chunk_threshold_bytes=0, object_target_bytes=16)
+        return {"session": Repository.create(storage, config, objects="chunks").writable_session("main")}

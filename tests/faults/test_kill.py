@@ -12,11 +12,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import zarr
 from zarr.core.sync import sync
 
+from icelite import RepositoryConfig
+from icelite.catalog import packs
+from icelite.objects import Objects
 from icelite.repository import Repository
 from icelite.session import Session
 from icelite.types import INITIAL_SNAPSHOT_ID
@@ -134,3 +138,83 @@ def test_killed_while_creating(tmp_path: Path) -> None:
             assert repository.lookup_branch("main") == INITIAL_SNAPSHOT_ID
             repository.writable_session("main").commit("first", allow_empty=True)
         assert len(list(folder.glob(".icelite-*"))) <= 1  # a draft, which nobody opens
+
+
+# -- with objects ----------------------------------------------------------------------------------------------
+
+FEW, SMALL = 32, 512  # chunks and their bytes
+
+# Commit n sets every chunk to n, most of them long before the commit. Every third time old snapshots are let go,
+# packs are rewritten, and what is old is swept: kills fall into all of that.
+OBJECT_WRITER = f"""
+    import sys
+    from datetime import UTC, datetime
+    from icelite.change_set import chunks as pending
+    from icelite.repository import Repository
+    from zarr.core.buffer import default_buffer_prototype
+
+    pending.PENDING_BYTES = {SMALL * FEW // 5}
+    buffer = default_buffer_prototype().buffer
+    repository = Repository.open(sys.argv[1])
+    number = int(next(iter(repository.ancestry(branch="main"))).message)
+    print("alive", flush=True)
+    while True:
+        number += 1
+        session = repository.writable_session("main")
+        for chunk in range({FEW}):
+            if chunk % 4 != number % 4:
+                session.store.set_sync(f"x/c/{{chunk}}", buffer.from_bytes(number.to_bytes(4, "big") * {SMALL // 4}))
+        session.commit(str(number))
+        print(number, flush=True)
+        if number % 3 == 0:
+            now = datetime.now(UTC)
+            repository.expire_snapshots(now)
+            repository.garbage_collect(now)
+            repository.repack(min_live=1.0)
+            repository.garbage_collect(datetime.now(UTC))
+"""
+
+
+def start_with_objects(path: Path) -> None:
+    config = RepositoryConfig(inline_chunk_threshold_bytes=0, object_target_bytes=4 * SMALL)
+    session = Repository.create(path, config, objects="deep/chunks").writable_session("main")
+    zarr.create_array(session.store, name="x", shape=(FEW,), chunks=(1,), dtype="u1", compressors=None)
+    session.commit("0")
+
+
+def expected_of_objects(number: int) -> dict[str, bytes]:
+    newest = {chunk: max((n for n in range(number + 1) if chunk % 4 != n % 4), default=0) for chunk in range(FEW)}
+    return {f"x/c/{chunk}": n.to_bytes(4, "big") * (SMALL // 4) for chunk, n in newest.items() if n > 0}
+
+
+def test_killed_while_writing_sweeping_and_repacking(tmp_path: Path) -> None:
+    path = tmp_path / "a.icelite"
+    start_with_objects(path)
+    kills = max(1, KILLS // 3)
+    orphans = commits = 0
+    for _ in range(kills):
+        acknowledged = [int(line) for line in run_and_kill(OBJECT_WRITER, path)]
+        repository = Repository.open(path, check="always")
+        line = list(repository.ancestry(branch="main"))[:-1]  # all but the first one, which has nothing
+        assert int(line[0].message) - (acknowledged[-1] if acknowledged else commits) in (0, 1)
+        commits = int(line[0].message)
+        for info in line:
+            found = contents(repository.readonly_session(snapshot_id=info.id))
+            assert found == (expected_of_objects(int(info.message)) if info.message != "0" else {})
+        assert repository.verify() == []
+        orphans += sweep(repository)
+        assert contents(repository.readonly_session("main")) == (expected_of_objects(commits) if commits else {})
+        repository.close()
+    print(f"{kills} kills, {commits} commits, {orphans} orphans")
+    assert commits > 0
+
+
+def sweep(repository: Repository) -> int:
+    """Collect: what is left is exactly what the catalog names; how much had to go."""
+    time.sleep(0.002)  # objects tell their milliseconds
+    removed = repository.garbage_collect(datetime.now(UTC)).objects_deleted
+    assert isinstance(repository._objects, Objects)
+    with repository._catalog.read() as txn:
+        named = {found.key for found in packs.list_packs(txn)}
+    assert {found.key for found in repository._objects.scan()} == named
+    return removed

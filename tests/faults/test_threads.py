@@ -77,3 +77,13 @@ def test_event_loops_share_a_session(tmp_path: Path) -> None:
         list(pool.map(lambda thread: asyncio.run(work(thread)), range(THREADS)))
     assert len(session.status().updated_chunks) == THREADS
     session.commit("by all loops")
+
+
+def test_a_thread_asks_for_the_version_while_another_reads(tmp_path: Path) -> None:
+    catalog = make(tmp_path / "a.icelite")._catalog
+    count = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000) SELECT count(*) FROM c"
+    with ThreadPoolExecutor(1) as pool:
+        counted = pool.submit(catalog.row, count)
+        while not counted.done():
+            assert catalog.data_version() > 0
+    assert counted.result() == (1_000_000,)

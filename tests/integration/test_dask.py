@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import time
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from icelite.types import ChunkType
 da = pytest.importorskip("dask.array")
 dask_array = pytest.importorskip("icelite.dask")
 OBJECTS = [None, "chunks"]
+EVERY_CHUNK = icelite.RepositoryConfig(inline_chunk_threshold_bytes=0)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,26 @@ def test_a_cluster(tmp_path: Path, objects: str | None, cluster: Any) -> None:
     assert zarr.open_array(store, path="deep/y")[...] == pytest.approx(values.sum())
     if objects:  # neighbours share an object, and no task wrote through the scheduler
         assert 1 <= sum(path.is_file() for path in (tmp_path / "chunks").rglob("*")) <= 33
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("no_aws_settings")
+def test_workers_do_not_send_a_catalog_in_a_bucket_for_small_chunks(s3_server: Any, cluster: Any) -> None:
+    place = icelite.StorageConfig.s3_from_config(
+        bucket=s3_server.private,
+        prefix=f"dask-{uuid.uuid4().hex}",
+        credentials=icelite.S3Credentials(**s3_server.keys),
+        **s3_server.place,
+    )
+    repo = icelite.Repository.create(place)
+    session = repo.writable_session("main")
+    array = target(session, (64, 64), (8, 8))
+    lazy, values = source((64, 64), (8, 8))
+    dask_array.store_dask(sources=[lazy], targets=[array])
+    session.commit("by a cluster")
+    reading = repo.readonly_session("main")
+    assert np.array_equal(zarr.open_array(reading.store, path="x")[...], values)
+    assert reading.chunk_type("x", [0, 0]) == ChunkType.native  # though it has less than 512 bytes
 
 
 def test_a_fork_is_filled_and_merged_as_with_icechunk(tmp_path: Path) -> None:
@@ -227,3 +253,164 @@ def test_a_data_array_a_group_and_modes(tmp_path: Path) -> None:
         to_icelite(np.zeros(3), repo.writable_session("main"))  # type: ignore[arg-type]
     with pytest.raises(ReadOnlyError):
         to_icelite(dataset(), repo.readonly_session("main"))
+
+
+# -- arrays of every kind ----------------------------------------------------------------------------------------
+
+RECORD = np.dtype([("a", "i4"), ("b", "f8")])
+KINDS = {
+    "zero length": (np.zeros((0, 3), "f4"), (5, 3), {}),
+    "no dimension": (np.array(5.0), (), {}),
+    "structured": (np.array([(1, 2.0), (3, 4.0), (5, 6.0)], RECORD), (2,), {}),
+    "Zarr v2": (np.arange(35, dtype="i2").reshape(5, 7), (2, 3), {"zarr_format": 2}),
+    "booleans": (np.eye(4, dtype="?"), (2, 2), {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("name", ["", "deep/x"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_arrays(tmp_path: Path, kind: str, name: str) -> None:
+    values, chunks, options = KINDS[kind]
+    repo = icelite.Repository.create(tmp_path / "a.icelite", EVERY_CHUNK, objects="chunks")
+    session = repo.writable_session("main")
+    options = {"shape": values.shape, "chunks": chunks, "dtype": values.dtype, **options}
+    array = zarr.create_array(session.store, name=name or None, **options)
+    dask_array.store_dask(sources=[da.from_array(values, chunks=chunks)], targets=[array], scheduler="threads")
+    session.commit(kind)
+    found = zarr.open_array(repo.readonly_session("main").store, path=name, mode="r")
+    assert np.array_equal(found[...], values)
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_text(tmp_path: Path) -> None:
+    session = icelite.Repository.create(tmp_path / "a.icelite", EVERY_CHUNK, objects="chunks").writable_session("main")
+    array = zarr.create_array(session.store, name="s", shape=4, chunks=2, dtype=str)
+    text = np.array(["a", "bb", "", "ccc"], dtype=object)
+    dask_array.store_dask(sources=[da.from_array(text, chunks=2)], targets=[array], scheduler="threads")
+    assert array[...].tolist() == text.tolist()
+
+
+def test_sources_may_share_an_array_but_no_chunk(tmp_path: Path) -> None:
+    session = icelite.Repository.create(tmp_path / "a.icelite").writable_session("main")
+    array = target(session, (10,), (4,))
+    lazy, values = source((10,), (10,))
+    with pytest.raises(InvalidInputError, match="two sources write to the same chunk"):
+        dask_array.store_dask(
+            sources=[lazy[:5], lazy[5:]], targets=[array, array], regions=[(slice(0, 5),), (slice(5, 10),)]
+        )
+    dask_array.store_dask(
+        sources=[lazy[:4], lazy[4:]], targets=[array, array], regions=[(slice(0, 4),), (slice(4, 10),)]
+    )
+    assert np.array_equal(array[...], values)
+
+
+def test_nothing_stays_open_in_this_process(tmp_path: Path) -> None:
+    session = icelite.Repository.create(tmp_path / "a.icelite").writable_session("main")
+    array = target(session, (40,), (10,))
+    dask_array.store_dask(sources=[source((40,), (10,))[0]], targets=[array], scheduler="threads")
+    assert not dask_array._workshops
+
+
+def conflict(block: np.ndarray) -> np.ndarray:
+    raise icelite.ConflictError("in a worker", expected_parent="a", actual_parent="b")
+
+
+def die_once(block: np.ndarray, place: str) -> np.ndarray:
+    """Kill the worker the first time, in the middle of its work."""
+    try:
+        Path(place).touch(exist_ok=False)
+    except FileExistsError:
+        return block
+    os.kill(os.getpid(), signal.SIGKILL)
+    return block
+
+
+def test_errors_of_workers_arrive_whole(tmp_path: Path) -> None:
+    session = icelite.Repository.create(tmp_path / "a.icelite").writable_session("main")
+    array = target(session, (40,), (10,))
+    broken = da.zeros(40, chunks=10).map_blocks(conflict, dtype="f4", meta=np.empty(0, "f4"))
+    with pytest.raises(icelite.ConflictError) as caught:
+        dask_array.store_dask(sources=[broken], targets=[array], scheduler="processes", num_workers=1)
+    assert (caught.value.expected_parent, caught.value.actual_parent) == ("a", "b")
+    assert caught.value.kind == "commit-conflict"
+
+
+def test_a_task_that_runs_twice_leaves_orphans_only(tmp_path: Path) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", EVERY_CHUNK, objects="chunks")
+    session = repo.writable_session("main")
+    array = target(session, (4,), (4,), compressors=None)
+    workshop = dask_array.Workshop("twice", pickle.dumps(session.fork()))
+    values = np.arange(4, dtype="f4")
+    written = [
+        dask_array._write_blocks(workshop, [block], path="x", spans=[((0, 4),)]) for block in (values * 9, values)
+    ]
+    dask_array._workshops.pop("twice")
+    dask_array._take(session, written[1:])
+    session.commit("the second one")
+    assert np.array_equal(zarr.open_array(repo.readonly_session("main").store, path="x")[...], values)
+    assert array.shape == (4,)
+    time.sleep(0.002)
+    assert repo.garbage_collect(datetime.now(UTC)).objects_deleted == 1
+    assert np.array_equal(zarr.open_array(repo.readonly_session("main").store, path="x")[...], values)
+
+
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, cluster: Any) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", EVERY_CHUNK, objects="chunks")
+    session = repo.writable_session("main")
+    array = target(session, (64,), (1,))
+    lazy, values = source((64,), (1,))
+    deadly = lazy.map_blocks(die_once, str(tmp_path / "died"), dtype="f4", meta=np.empty(0, "f4"))
+    dask_array.store_dask(sources=[deadly], targets=[array])
+    session.commit("all the same")
+    assert (tmp_path / "died").exists()
+    assert np.array_equal(zarr.open_array(repo.readonly_session("main").store, path="x")[...], values)
+    assert repo.verify() == []
+
+
+# -- xarray's own checks -----------------------------------------------------------------------------------------
+
+
+def test_checks_and_modes_are_those_of_to_zarr(tmp_path: Path) -> None:
+    from icelite.xarray import to_icelite
+
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects="chunks")
+    session = repo.writable_session("main")
+    whole = dataset().drop_vars("mask")
+    with pytest.raises(TypeError, match="Invalid name"):
+        to_icelite(whole.rename(t=5), session)
+    to_icelite(whole.chunk(time=4), session, encoding={"t": {"chunks": (2, 6, 8), "shards": (4, 6, 8)}})
+    assert zarr.open_array(session.store, path="t").shards == (4, 6, 8)
+    session.commit("base")
+    session = repo.writable_session("main")
+    part = (whole.isel(time=slice(1, 3)) + 5).drop_vars(["x", "time"])
+    with pytest.raises(ValueError, match="chunk"):
+        to_icelite(part.chunk(time=1), session, region={"time": slice(1, 3)})
+    with pytest.raises(InvalidInputError, match="inside a chunk of 4"):
+        to_icelite(part.chunk(time=1), session, region={"time": slice(1, 3)}, safe_chunks=False)
+    to_icelite(part.chunk(time=2), session, region={"time": slice(1, 3)}, safe_chunks=False)
+    to_icelite(xr.Dataset({"u": ("x", np.arange(8))}), session, mode="a")
+    session.commit("patched")
+    with xr.open_dataset(tmp_path / "a.icelite") as found:
+        assert np.allclose(found.t[1:3], whole.t[1:3] + 5)
+        assert np.allclose(found.t[3:], whole.t[3:])
+        assert found.u.sum() == 28
+
+
+def test_appending_to_nothing_to_zarr_v2_and_without_dask(tmp_path: Path) -> None:
+    from icelite.xarray import to_icelite
+
+    session = icelite.Repository.create(tmp_path / "a.icelite").writable_session("main")
+    whole = dataset().drop_vars("mask")
+    none = whole.isel(time=slice(0, 0))
+    to_icelite(none.chunk(time=4), session)
+    to_icelite(whole, session, append_dim="time")
+    old = icelite.Repository.create(tmp_path / "old.icelite").writable_session("main")
+    none.to_zarr(old.store, zarr_format=2, consolidated=False, encoding={"t": {"chunks": (4, 6, 8)}})
+    to_icelite(whole.chunk(time=4), old, append_dim="time")
+    assert zarr.open_group(old.store).metadata.zarr_format == 2
+    for store in (session.store, old.store):
+        with xr.open_dataset(store, engine="icelite") as found:
+            assert np.array_equal(found.t, whole.t)
+    with pytest.raises(FileNotFoundError):
+        to_icelite(whole, session, group="nowhere", mode="r+")

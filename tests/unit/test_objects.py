@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,10 @@ from icelite import Repository, RepositoryConfig
 from icelite.catalog.database import Catalog
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError, StorageError
 from icelite.objects import Objects, RemoteObjects, check_key, key_time, new_key, pack
+from icelite.objects.keys import FOLDERS
 from icelite.types import ChunkType
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc what a descriptor is of")
 
 
 def files(folder: Path) -> list[Path]:
@@ -96,7 +100,7 @@ def test_chunks_above_the_threshold_become_objects(tmp_path: Path, values: np.nd
     assert np.array_equal(read(repo), values)
     (pack_file,) = files(tmp_path / "chunks")  # 20 chunks share one object
     assert pack_file.stat().st_size == values.nbytes
-    check_key(str(pack_file.relative_to(tmp_path / "chunks")))
+    check_key(str(pack_file.relative_to(next((tmp_path / "chunks").iterdir()))))
     assert repo.chunk_storage_stats().native_bytes == values.nbytes
     assert repo.verify() == []
 
@@ -243,15 +247,31 @@ def test_collection_removes_what_nothing_needs(tmp_path: Path, values: np.ndarra
 def test_orphans_of_a_crash_are_swept_by_age(tmp_path: Path, values: np.ndarray) -> None:
     repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
     write(repo, values)
-    objects = Objects(f"file://{tmp_path}/chunks/", "chunks/")
-    old, young = new_key(1_000_000), objects.put([b"young"])[0]
+    (folder,) = (tmp_path / "chunks").iterdir()
+    old, young = new_key(1_000_000), repo._objects.put([b"young"])[0]
     for name in (old, old[:3] + "." + old[3:]):  # an object, and the draft of one
-        (tmp_path / "chunks" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "chunks" / name).write_bytes(b"old")
-    assert repo.garbage_collect(datetime.now(UTC) - timedelta(hours=1)).objects_deleted >= 1
-    left = {str(path.relative_to(tmp_path / "chunks")) for path in files(tmp_path / "chunks")}
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"old")
+    (folder / new_key(1_000_000)).mkdir(parents=True)  # a folder of that name is not ours
+    assert repo.garbage_collect(datetime.now(UTC) - timedelta(hours=1)).objects_deleted == 2
+    left = {str(path.relative_to(folder)) for path in files(folder)}
     assert young in left
     assert not any(key.endswith(old[3:]) for key in left)
+
+
+@pytest.mark.parametrize("place", ["chunks", "memory://shared-by-two/chunks"])
+def test_two_repositories_in_one_place_leave_each_other_alone(tmp_path: Path, values: np.ndarray, place: str) -> None:
+    repos = [Repository.create(tmp_path / name, objects=place) for name in ("a.icelite", "b.icelite")]
+    for repo in repos:
+        write(repo, values)
+    for repo in repos:
+        assert repo.garbage_collect(later()).objects_deleted == 0
+    for name in ("a.icelite", "b.icelite"):
+        assert np.array_equal(read(Repository.open(tmp_path / name, objects=place)), values)
+    whole = repos[0]._objects.root  # as an error message would say it
+    assert whole is not None
+    if "://" in whole:
+        assert np.array_equal(read(Repository.open(tmp_path / "a.icelite", objects=whole)), values)
 
 
 def test_a_session_whose_objects_were_swept_cannot_commit(tmp_path: Path, values: np.ndarray) -> None:
@@ -311,3 +331,37 @@ def test_a_forged_key_is_not_followed(tmp_path: Path, values: np.ndarray) -> Non
     catalog.close()
     with pytest.raises(FormatError, match="no key"):
         read(Repository.open(tmp_path / "a.icelite"))
+
+
+# -- durable before it is named ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that were synced, in order."""
+    paths: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: paths.append(os.readlink(f"/proc/self/fd/{number}")))
+    return paths
+
+
+@linux
+def test_objects_and_the_folders_that_lead_to_them_are_synced(tmp_path: Path, synced: list[str]) -> None:
+    """Each file as a draft, then each folder that got an entry, then those above that were made for it."""
+    root = tmp_path / "deep" / "chunks"
+    objects = Objects(f"file://{root}/", "deep/chunks/")
+    for above in ({str(tmp_path), str(tmp_path / "deep")}, set()):
+        synced.clear()
+        keys = objects.put([b"one", b"two", b"three"])
+        assert set(synced[:3]) == {f"{root}/{key[:3]}.{key[3:]}" for key in keys}
+        assert set(synced[3:]) == {f"{root}/{key[:2]}" for key in keys} | {str(root)} | above
+
+
+@linux
+def test_a_folder_that_another_writer_made_is_synced_too(tmp_path: Path, synced: list[str]) -> None:
+    """The one that made it may have been killed before it came to that."""
+    for folder in FOLDERS:
+        (tmp_path / "chunks" / folder).mkdir(parents=True)
+    objects = Objects(f"file://{tmp_path}/chunks/", "chunks/")
+    (key,) = objects.put([b"one"])
+    assert set(synced[1:]) == {str(tmp_path), str(tmp_path / "chunks"), str(tmp_path / "chunks" / key[:2])}
+    assert (tmp_path / "chunks" / key).read_bytes() == b"one"
