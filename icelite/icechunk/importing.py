@@ -16,6 +16,7 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog
 from icelite.catalog.drafts import check_free, publish
 from icelite.catalog.operations import log_operation, to_microseconds
+from icelite.catalog.permissions import check_online
 from icelite.config import RepositoryConfig
 from icelite.errors import ErrorKind, RepositoryNotFoundError, StorageError
 from icelite.icechunk import library
@@ -184,6 +185,7 @@ class _Importer:
     def _write_snapshots(self, repository: Repository, catalog: Catalog) -> None:
         infos, first = self._history.snapshots, self._history.first
         with catalog.write() as txn:
+            check_online(txn)
             snapshots.replace_first_snapshot(txn, first)
         with catalog.read() as txn:
             bases = {first.id: Base(first.id, snapshots.view_snapshot(txn, snapshots.lookup_seq(txn, first.id)))}
@@ -201,6 +203,7 @@ class _Importer:
     def _write_names(self, catalog: Catalog) -> None:
         history = self._history
         with catalog.write() as txn:
+            check_online(txn)
             moment = max(to_microseconds(info.written_at) for info in history.snapshots)
             for name, snapshot_id in history.branches.items():
                 seq = snapshots.lookup_seq(txn, snapshot_id)

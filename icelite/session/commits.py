@@ -208,6 +208,7 @@ class Commits:
         with self.changes.lock:
             self.changes.upload()
             with _naming(snapshot.id), self._catalog.write() as txn:
+                check_online(txn)
                 written_at = to_microseconds(snapshot.written_at)
                 view = self._write(
                     txn, kind, branch, snapshot.id, snapshot.message, snapshot.metadata, written_at=written_at
