@@ -11,8 +11,9 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from icelite import types
 from icelite.config import (
     RepositoryConfig,
     StoreConfig,
@@ -76,30 +77,34 @@ from icelite.storage import (
 from icelite.store import IceliteStore
 from icelite.store.pipeline import enable_fast_reads
 from icelite.types import (
-    Bundle,
-    ChunkRefs,
-    ChunkStorageStats,
     ChunkType,
-    Compaction,
     Diff,
     FeatureFlag,
-    GCSummary,
-    Problem,
-    Relocation,
-    Repacking,
     RepoAvailability,
     RepoStatus,
     SessionMode,
     SnapshotInfo,
-    SourceInfo,
-    Sources,
     SourceStamp,
     SpecVersion,
-    Update,
-    UpdateType,
     VirtualChunkSpec,
-    ZarrExport,
 )
+
+if TYPE_CHECKING:
+    from icelite.types import (
+        Bundle,
+        ChunkRefs,
+        ChunkStorageStats,
+        Compaction,
+        GCSummary,
+        Problem,
+        Relocation,
+        Repacking,
+        SourceInfo,
+        Sources,
+        Update,
+        UpdateType,
+        ZarrExport,
+    )
 
 __version__ = "0.1.0"
 
@@ -199,6 +204,8 @@ _EDGES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(types, name)
     if name not in _EDGES:
         raise AttributeError(f"module 'icelite' has no attribute {name!r}")
     module, extra = _EDGES[name]
@@ -208,3 +215,7 @@ def __getattr__(name: str) -> Any:
         message = f"icelite.{name} needs {error.name}, which is not installed: pip install 'icelite[{extra}]'"
         raise ModuleNotFoundError(message, name=error.name) from error
     return getattr(found, name, found)  # the function or class of that name, else the module itself
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_EDGES})

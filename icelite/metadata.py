@@ -82,8 +82,13 @@ def _bad(key: str, fault: str) -> InvalidInputError:
     return InvalidInputError(f"metadata {key!r} {fault}", ErrorKind.BAD_METADATA)
 
 
-def check_document(path: str, name: str, text: str) -> None:
+def check_document(path: str, name: str, text: str) -> ArrayInfo | None:
     """Check a document before it is stored: JSON, of the node's kind, and for arrays with a usable grid.
+
+    Returns
+    -------
+    ArrayInfo or None
+        As `array_info` of this document alone.
 
     Raises
     ------
@@ -100,7 +105,7 @@ def check_document(path: str, name: str, text: str) -> None:
             raise _bad(key, f"has zarr_format {content.get('zarr_format')!r}; expected 3")
     if name in (".zarray", ".zgroup") and content.get("zarr_format") != 2:
         raise _bad(key, f"has zarr_format {content.get('zarr_format')!r}; expected 2")
-    array_info(path, {name: text})
+    return _described(key, name, content)
 
 
 def array_info(path: str, documents: Mapping[str, str]) -> ArrayInfo | None:
@@ -115,11 +120,14 @@ def array_info(path: str, documents: Mapping[str, str]) -> ArrayInfo | None:
     if name not in documents:
         return None
     key = join(path, name)
-    content = parse_document(key, documents[name])
+    return _described(key, name, parse_document(key, documents[name]))
+
+
+def _described(key: str, name: str, content: dict[str, Any]) -> ArrayInfo | None:
     try:
         if name == ".zarray":
             return _v2_array(content)
-        return _v3_array(content) if content["node_type"] == "array" else None
+        return _v3_array(content) if name == "zarr.json" and content["node_type"] == "array" else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _bad(key, f"does not describe an array: {type(error).__name__}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import apsw
 import google_crc32c
 
-from icelite.catalog import checks, connections
+from icelite.catalog import checks, connections, known
 from icelite.catalog.database import BEGIN_WRITE, COMMIT, Catalog, Transaction
 from icelite.catalog.failures import translated
 from icelite.catalog.locations import INLINE
@@ -77,7 +77,7 @@ def create_copy(catalog: Catalog, path: Path, finish: Callable[[Transaction], No
 
     with translated(StorageConfig.filesystem(path), 0):
         connections.create_filled(path, fill)
-    checks.remember(path)
+    known.remember(path)
 
 
 class Range(NamedTuple):

@@ -5,13 +5,12 @@ machine does not know) SQLite's own ``integrity_check``. STRICT and CHECK do not
 does, and unlike ``quick_check`` it compares indexes with their tables (https://sqlite.org/security.html,
 "Untrusted SQLite Database Files").
 
-A file that passed, or that icelite wrote, is remembered by path, size, modification time and inode in the
-user's cache directory, so that opening it again costs milliseconds.
+A file that passed, or that icelite wrote, is remembered (`icelite.catalog.known`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 import stat
 import struct
@@ -23,8 +22,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import apsw
-import platformdirs
 
+from icelite.catalog.known import is_known, remember
 from icelite.errors import (
     AlreadyExistsError,
     ErrorKind,
@@ -77,8 +76,8 @@ def schema_text() -> str:
     return (files("icelite.catalog") / "schema.sql").read_text()
 
 
-def check_place(path: Path) -> None:
-    """Refuse what is not a non-empty regular file.
+def check_place(path: Path) -> os.stat_result:
+    """Refuse what is not a non-empty regular file; what the file system says of it.
 
     Raises
     ------
@@ -105,6 +104,7 @@ def check_place(path: Path) -> None:
             ErrorKind.EMPTY_FILE,
         )
     _check_sidecar(path)
+    return status
 
 
 def _check_sidecar(path: Path) -> None:
@@ -143,6 +143,21 @@ def already_exists(path: Path | str) -> AlreadyExistsError:
 def is_icelite(header: bytes) -> bool:
     """Whether a file's first bytes are those of a catalog, of whatever format."""
     return len(header) >= 72 and header[:16] == SQLITE_MAGIC and _u32(header, 68) == APPLICATION_ID
+
+
+def is_catalog(path: str | Path) -> bool:
+    """Whether the file at ``path`` says that it is an icelite catalog; its content is not checked."""
+    place = Path(path)
+    if not place.is_file():
+        return False
+    try:
+        connection = apsw.Connection(str(place), flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error:
+        return False
+    try:
+        return is_icelite(connection.read("main", 0, 0, HEADER_BYTES)[1])
+    finally:
+        connection.close()
 
 
 def _u32(data: bytes, offset: int) -> int:
@@ -211,7 +226,7 @@ def check_content(connection: apsw.Connection, path: Path | None, check: str, di
                 " differ; it was changed by something else and is not trusted",
                 ErrorKind.UNEXPECTED_SCHEMA,
             )
-        news = path is not None and (check == "always" or (check == "auto" and not _is_known(path, digest)))
+        news = path is not None and (check == "always" or (check == "auto" and not is_known(path, digest)))
         if path is not None and news:
             _check_integrity(connection, path)
     finally:
@@ -316,34 +331,3 @@ def doors_open(connection: apsw.Connection) -> Iterator[None]:
     finally:
         connection.authorizer = authorizer
         connection.limit(apsw.SQLITE_LIMIT_ATTACHED, limit)
-
-
-def _stamp(path: Path, digest: str | None) -> tuple[Path, str]:
-    known = Path(platformdirs.user_cache_dir("icelite")) / "known"
-    if digest is not None:
-        return known / digest, digest
-    real = path.resolve()
-    status = real.stat()
-    key = hashlib.sha256(str(real).encode()).hexdigest()[:32]
-    return known / key, f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-
-
-def _is_known(path: Path, digest: str | None) -> bool:
-    try:
-        place, stamp = _stamp(path, digest)
-        return place.read_text() == stamp
-    except OSError:  # not remembered, or no cache directory: the file is checked
-        return False
-
-
-def remember(path: Path, digest: str | None = None) -> None:
-    """Note that icelite wrote or checked the file as it is now, or any file with this digest, on this machine."""
-    try:
-        place, stamp = _stamp(path, digest)
-        try:
-            place.write_text(stamp)
-        except FileNotFoundError:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(stamp)
-    except OSError:  # no writable cache directory: the next opening checks the file again
-        return

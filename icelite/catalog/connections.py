@@ -25,7 +25,9 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024
-BUSY_PAUSE_SECONDS = (0.0005, 0.004)  # random, or one writer starves the others (docs/design.md)
+BUSY_PAUSE_SECONDS = (0.0002, 0.002)  # random, or one writer starves the others (docs/design.md)
+SHORT_PAUSE_SECONDS = (0.00005, 0.0002)  # at first: who waits for a reader to leave waits for microseconds
+SHORT_PAUSES = 3
 
 _forks = 0  # how often this process is the child of a fork since icelite was imported
 _abandoned: list[apsw.Connection] = []  # of the parent: kept, since closing them would drop the parent's locks
@@ -268,7 +270,7 @@ def busy_handler(seconds: float) -> Callable[[int], bool]:
         now = time.monotonic()
         if calls == 0:
             deadline = now + seconds
-        time.sleep(random.uniform(*BUSY_PAUSE_SECONDS))
+        time.sleep(random.uniform(*(SHORT_PAUSE_SECONDS if calls < SHORT_PAUSES else BUSY_PAUSE_SECONDS)))
         return now < deadline
 
     return wait

@@ -21,14 +21,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import apsw
 
-from icelite.catalog import checks, connections, remote
+from icelite.catalog import checks, connections, known, remote
 from icelite.catalog.failures import translate, translated
+from icelite.catalog.prepared import Spares, prepare
 from icelite.errors import ErrorKind, InternalError, ReadOnlyError, SessionStateError
 from icelite.storage import StorageConfig
 
@@ -41,7 +40,6 @@ COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 VACUUM = "VACUUM"
 INTEGRITY_CHECK = "PRAGMA main.integrity_check(1000)"
-ATTACH_CHANGE_SET = "ATTACH '' AS staged"  # an empty name: private, and spilled to disk by SQLite itself
 
 
 class Transaction:
@@ -98,6 +96,8 @@ class Catalog:
         ``integrity_check`` reads the whole file first.
     busy_timeout
         Seconds to wait for another process's write.
+    spares
+        Where a session's connection to a catalog on this machine comes from and goes back to.
 
     Raises
     ------
@@ -106,34 +106,60 @@ class Catalog:
     """
 
     def __init__(
-        self, storage: StorageConfig, *, change_set: bool = False, check: str = "auto", busy_timeout: float = 30.0
+        self,
+        storage: StorageConfig,
+        *,
+        change_set: bool = False,
+        check: str = "auto",
+        busy_timeout: float = 30.0,
+        spares: Spares | None = None,
     ) -> None:
         self.storage = storage
         self.busy_timeout = busy_timeout
         self._lock = threading.RLock()
         self._trusted = check != "never"
         self._options = change_set, check
-        self._connect(whole=change_set)
+        self._remote: remote.RemoteView | None = None
+        if spares is None:
+            self._connect(whole=change_set)
+        else:
+            self._take(spares)
 
     def _connect(self, *, whole: bool) -> None:
         self._remote = remote.view(self.storage, whole=whole, check=self._options[1])
         self.path = self.storage.path if self._remote is None else self._remote.path
-        self._forks = connections.forks()
-        self._door = connections.Door()
         with self._translated():
             if self.path is not None:
                 checks.check_place(self.path)
             self._connection = connections.connect(self.storage) if self._remote is None else self._remote.connect()
             try:
-                self._prepare(*self._options)
+                self._door = prepare(
+                    self._connection,
+                    self.path,
+                    change_set=self._options[0],
+                    check=self._options[1],
+                    digest=None if self._remote is None else self._remote.digest,
+                    busy_timeout=self.busy_timeout,
+                )
             except BaseException:
                 self._connection.close()
                 raise
+        read_only = self._connection.readonly("main") if self._remote is None else self._remote.read_only
+        self._begin(bool(read_only), connections.release, self._connection, os.getpid(), self._door.has_written)
+
+    def _take(self, spares: Spares) -> None:
+        self.path = self.storage.path
+        with self._translated():
+            taken = spares.take()
+        self._connection, self._door = taken.connection, taken.door
+        self._begin(self._connection.readonly("main"), spares.give_back, taken)
+
+    def _begin(self, read_only: bool, release: Callable[..., None], *arguments: object) -> None:
+        self.read_only = read_only
+        self._forks = connections.forks()
         self._transaction = Transaction(self._connection)
         # Also when the program ends, or the catalog is dropped without close().
-        self._release = weakref.finalize(
-            self, connections.release, self._connection, os.getpid(), self._door.has_written
-        )
+        self._release = weakref.finalize(self, release, *arguments)
 
     def _check_fork(self) -> None:
         """Open the file anew in a child of os.fork(): SQLite's handles do not survive it.
@@ -155,25 +181,6 @@ class Catalog:
         self._release.detach()
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._connect(whole=self.path is not None)
-
-    def _prepare(self, change_set: bool, check: str) -> None:
-        connection = self._connection
-        connection.set_busy_handler(connections.busy_handler(self.busy_timeout))
-        checks.harden(connection)
-        checks.check_header(connection, self.path)
-        try:
-            connections.set_pragmas(connection)
-            checks.check_content(connection, self.path, check, None if self._remote is None else self._remote.digest)
-        except apsw.CorruptError:
-            if self.path is not None:
-                checks.check_length(connection, self.path)  # a truncated file says so
-            raise
-        if change_set:
-            connection.execute(ATTACH_CHANGE_SET)
-            connection.execute((files("icelite.catalog") / "staging.sql").read_text())
-        checks.close_doors(connection, change_set)
-        connection.set_commit_hook(self._door.refuses_commit)
-        self.read_only = bool(connection.readonly("main")) if self._remote is None else self._remote.read_only
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -263,7 +270,7 @@ class Catalog:
         if self._remote is not None:
             self._remote.settle()
         if self.path is not None and self._trusted:
-            checks.remember(self.path, None if self._remote is None else self._remote.digest)
+            known.remember(self.path, None if self._remote is None else self._remote.digest)
 
     def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
         """The first row of one query that needs no wider view: a read transaction of its own."""
@@ -381,19 +388,4 @@ def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], N
         make = connections.create if storage.place is None else remote.create
         make(storage, lambda connection: initialize(Transaction(connection)))
     if storage.path is not None:
-        checks.remember(storage.path)
-
-
-def is_catalog(path: str | Path) -> bool:
-    """Whether the file at ``path`` says that it is an icelite catalog; its content is not checked."""
-    place = Path(path)
-    if not place.is_file():
-        return False
-    try:
-        connection = apsw.Connection(str(place), flags=apsw.SQLITE_OPEN_READONLY)
-    except apsw.Error:
-        return False
-    try:
-        return checks.is_icelite(connection.read("main", 0, 0, checks.HEADER_BYTES)[1])
-    finally:
-        connection.close()
+        known.remember(storage.path)

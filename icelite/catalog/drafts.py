@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from icelite.catalog import checks, connections
+from icelite.catalog import connections, known
 from icelite.errors import ErrorKind, InternalError, RepositoryNotFoundError
 from icelite.storage import StorageConfig
 
@@ -31,4 +31,4 @@ def publish(draft: StorageConfig, storage: StorageConfig) -> None:
     if draft.path is None or storage.path is None:
         raise InternalError(f"{draft.name} and {storage.name} are not both files")
     connections.publish(draft.path, storage.path)
-    checks.remember(storage.path)
+    known.remember(storage.path)

@@ -6,18 +6,19 @@ import json
 import time
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
+from icelite import types
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged, read_json_object
-from icelite.types import RepoStatus, Update, UpdateType
+from icelite.types import RepoStatus
 
 INSERT_OPERATION = "INSERT INTO operation (done_at, kind, detail) VALUES (?, ?, ?)"
 SELECT_OPERATIONS = "SELECT id, done_at, kind, detail FROM operation WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
 
 END = 1 << 62  # above every id
 
-_KINDS = {kind.__name__: kind for kind in UpdateType.__subclasses__() if kind is not UpdateType.OtherUpdate}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -28,7 +29,7 @@ def now() -> int:
 
 def to_datetime(microseconds: int) -> datetime:
     """A stored time as a UTC datetime, exact."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return _EPOCH + timedelta(0, 0, microseconds)
 
 
 def to_microseconds(moment: datetime) -> int:
@@ -41,7 +42,7 @@ def log_operation(txn: Transaction, kind: str, detail: dict[str, Any], done_at: 
     return txn.insert(INSERT_OPERATION, (now() if done_at is None else done_at, kind, json.dumps(detail)))
 
 
-def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[Update], int]:
+def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[types.Update], int]:
     """At most ``limit`` operations with ids below ``before`` (`END` for all), newest first; the last one's id.
 
     Raises
@@ -49,20 +50,28 @@ def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[Upd
     FormatError
         ``corrupt`` for a row that does not say what its kind needs.
     """
-    updates: list[Update] = []
+    updates: list[types.Update] = []
     last = before
     for last, done_at, kind, detail in txn.rows(SELECT_OPERATIONS, (before, limit)):
         try:
-            updates.append(Update(_kind(kind, read_json_object(detail, f"operation {last}")), to_datetime(done_at)))
+            updates.append(
+                types.Update(_kind(kind, read_json_object(detail, f"operation {last}")), to_datetime(done_at))
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise damaged(f"operation {last}", repr(detail)) from error
     return updates, last
 
 
-def _kind(name: str, detail: dict[str, Any]) -> UpdateType:
+def _kind(name: str, detail: dict[str, Any]) -> types.UpdateType:
     if name == "RepoStatusChanged":
-        return UpdateType.RepoStatusChanged(RepoStatus.from_dict(detail["status"]))
-    kind = _KINDS.get(name)
+        return types.UpdateType.RepoStatusChanged(RepoStatus.from_dict(detail["status"]))
+    kind = _kinds().get(name)
     if kind is None:
-        return UpdateType.OtherUpdate(name, detail)
+        return types.UpdateType.OtherUpdate(name, detail)
     return kind(**{field.name: detail[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@cache
+def _kinds() -> dict[str, type[types.UpdateType]]:
+    kinds = types.UpdateType.__subclasses__()
+    return {kind.__name__: kind for kind in kinds if kind is not types.UpdateType.OtherUpdate}

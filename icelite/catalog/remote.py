@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import apsw
 
-from icelite.catalog import checks, connections
+from icelite import vfs
+from icelite.catalog import checks, connections, known
 from icelite.catalog.failures import translated
 from icelite.errors import ConflictError, ErrorKind, IceliteError, ReadOnlyError, StorageError
 from icelite.storage import S3Place, StorageConfig
-from icelite.vfs import Mirror, lookup_mirror, open_by_ranges
 
 if TYPE_CHECKING:
     from icelite.catalog.database import Catalog, Transaction
@@ -71,7 +71,7 @@ class RemoteView:
         self._place = storage.place
         self._url = storage.name
         self._check = check
-        self._mirror: Mirror = lookup_mirror(storage.place)
+        self._mirror: vfs.Mirror = vfs.lookup_mirror(storage.place)
         self.path: Path | None = None
         self.digest: str | None = None
         self._published: tuple[int, str | None, str | None] = (BEHIND, None, None)
@@ -95,7 +95,7 @@ class RemoteView:
         if self.path is not None:
             return _connect(self.path)
         read = functools.partial(self._mirror.read_version, self.version)
-        connection, self._vfs = open_by_ranges(read, self._mirror.size, self._mirror.head)
+        connection, self._vfs = vfs.open_by_ranges(read, self._mirror.size, self._mirror.head)
         return connection
 
     # -- following ---------------------------------------------------------------------------------------------
@@ -286,10 +286,10 @@ def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]
         ``repository-already-exists``; ``read-only-storage``; ``unsafe-storage``, ``io``.
     """
     assert storage.place is not None
-    mirror = lookup_mirror(storage.place)
+    mirror = vfs.lookup_mirror(storage.place)
     mirror.check_safe()
     with tempfile.TemporaryDirectory(prefix="icelite-") as folder:
         path = Path(folder) / "new.icelite"
         connections.create(StorageConfig.filesystem(path), initialize)
         mirror.create(path.read_bytes())  # no connection is open any more
-        checks.remember(path, mirror.digest)
+        known.remember(path, mirror.digest)

@@ -15,6 +15,8 @@ from icelite.catalog.operations import to_datetime, to_microseconds
 from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError
 from icelite.types import INITIAL_SNAPSHOT_ID, SnapshotInfo, View, parse_snapshot_id
 
+FIRST_BLOCK = 16  # snapshots read at once, to begin with
+
 # Prefixed to the queries of `node` and `chunk_ref` that see a snapshot: ?1 is its seg, ?2 its seq.
 LINEAGE = """
 WITH RECURSIVE lineage (seg, bound) AS (
@@ -54,6 +56,9 @@ SELECT_INFOS = """
 SELECT s.id, p.id, s.written_at, s.message, s.metadata, s.parent_seq
 FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq ORDER BY s.seq DESC
 """
+SELECT_SOME_BEFORE = """
+SELECT seq, id, parent_seq, written_at, message, metadata FROM snapshot WHERE seq <= ? ORDER BY seq DESC LIMIT ?
+"""
 SELECT_PARENT_AND_TIME = "SELECT parent_seq, written_at FROM snapshot WHERE seq = ?"
 
 
@@ -84,7 +89,7 @@ def view_snapshot(txn: Transaction, seq: int) -> View:
     """What the snapshot numbered ``seq`` sees."""
     row = txn.row(SELECT_SEG, (seq,))
     if row is None:
-        raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
+        raise _no_snapshot(seq)
     return View(row[0], seq, dict(txn.rows(SELECT_LINEAGE, (row[0], seq))))
 
 
@@ -159,23 +164,56 @@ def lookup_info(txn: Transaction, seq: int) -> tuple[SnapshotInfo, int | None]:
     """
     row = txn.row(SELECT_INFO, (seq,))
     if row is None:
-        raise SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
-    return _info(row), row[5]
+        raise _no_snapshot(seq)
+    return _info(*row[:5]), row[5]
 
 
-def _info(row: Row) -> SnapshotInfo:
-    snapshot_id, parent_id, written_at, message, metadata, _ = row
-    what = f"snapshot {snapshot_id!r}"
+def _no_snapshot(seq: int | None) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(f"no snapshot numbered {seq}", ErrorKind.SNAPSHOT_NOT_FOUND)
+
+
+def _info(snapshot_id: str, parent_id: str | None, written_at: int, message: str, metadata: str) -> SnapshotInfo:
     try:
         moment = to_datetime(written_at)
     except OverflowError as error:
-        raise damaged(what, f"written_at {written_at} is no date") from error
-    return SnapshotInfo(snapshot_id, parent_id, moment, message, read_json_object(metadata, what))
+        raise damaged(f"snapshot {snapshot_id!r}", f"written_at {written_at} is no date") from error
+    facts = {} if metadata == "{}" else read_json_object(metadata, f"snapshot {snapshot_id!r}")
+    return SnapshotInfo(snapshot_id, parent_id, moment, message, facts)
+
+
+def list_ancestors(txn: Transaction, seq: int, limit: int) -> tuple[list[SnapshotInfo], int | None]:
+    """The snapshot numbered ``seq`` and those before it, at most ``limit``; the number of the next one, if any.
+
+    Read in blocks of neighbouring numbers: most are ancestors unless several branches grow at once. Where few are, the
+    next block is smaller, so that no more than a few rows are read in vain for each that is found.
+
+    Raises
+    ------
+    SnapshotNotFoundError, FormatError
+        As `lookup_info`.
+    """
+    found: list[Row] = []
+    current: int | None = seq
+    size = FIRST_BLOCK
+    while current is not None and len(found) <= limit:  # one more than asked for: its id is the last one's parent
+        block = {row[0]: row for row in txn.rows(SELECT_SOME_BEFORE, (current, size))}
+        before = len(found)
+        while current in block:
+            found.append(block[current])
+            current = block[current][2]
+        used = len(found) - before
+        if used == 0:
+            raise _no_snapshot(current)
+        size = min(2 * size, limit + 1) if 2 * used > size else 2 * used
+    parents = [*(row[1] for row in found[1:]), None]
+    shown = zip(found[:limit], parents[:limit], strict=True)
+    infos = [_info(row[1], parent, row[3], row[4], row[5]) for row, parent in shown]
+    return infos, found[limit][0] if len(found) > limit else None
 
 
 def list_infos(txn: Transaction) -> list[SnapshotInfo]:
     """Every snapshot there is, on a branch or not, newest first."""
-    return [_info(row) for row in txn.rows(SELECT_INFOS)]
+    return [_info(*row[:5]) for row in txn.rows(SELECT_INFOS)]
 
 
 def is_kept(txn: Transaction, seq: int) -> bool:

@@ -16,6 +16,7 @@ from icelite.change_set.chunks import ChunkChanges
 from icelite.change_set.native import Native
 from icelite.change_set.nodes import NodeChanges
 from icelite.conflicts import Edits, NodeEdit
+from icelite.keys import ancestors
 from icelite.metadata import array_info
 from icelite.types import Diff, NodeChange, View
 
@@ -121,6 +122,7 @@ class ChangeSet(ChunkChanges, NodeChanges):
     def load(self, state: dict[str, Any]) -> None:
         """Continue with the changes that `dump` gave."""
         self._nodes, self._last_id = state["nodes"], state["last_id"]
+        self._above = {above for path in self._nodes for above, _ in ancestors(path)}
         for location in state["locations"]:
             self.intern(location)
         with self.catalog.stage() as txn:

@@ -26,8 +26,10 @@ class Entry:
 
     __slots__ = ("_info", "node")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *info: ArrayInfo | None) -> None:
         self.node = node
+        if info:
+            self._info: ArrayInfo | None = info[0]
 
     @property
     def info(self) -> ArrayInfo | None:
@@ -35,7 +37,7 @@ class Entry:
         try:
             return self._info
         except AttributeError:
-            self._info: ArrayInfo | None = array_info(self.node.path, self.node.documents)
+            self._info = array_info(self.node.path, self.node.documents)
             return self._info
 
 
@@ -55,7 +57,9 @@ class NodeChanges(ABC):
         self._forget_base()
         self._seen_version = -1
         self._nodes: dict[str, _Staged] = {}
+        self._above: set[str] = set()  # every path above a staged node, and perhaps above one that went again
         self._last_id = 0
+        self.recent: tuple[str, Entry, ArrayInfo] | None = None  # what a chunk key last began with, and its array
 
     @abstractmethod
     def _forget_chunks(self, node_id: int) -> None:
@@ -124,7 +128,7 @@ class NodeChanges(ABC):
         nodes = [node for node in stored if node.path not in self._nodes]
         staged = [
             s.entry.node
-            for p, s in list(self._nodes.items())
+            for p, s in (list(self._nodes.items()) if path in self._nodes or path in self._above else ())
             if s.entry is not None and (p == path or p.startswith(below))
         ]
         old = [node for node in staged if node.node_id > 0]
@@ -139,21 +143,21 @@ class NodeChanges(ABC):
         InvalidInputError, AlreadyExistsError
             ``bad-metadata``; ``node-already-exists`` where it would turn one kind of node into another.
         """
-        check_document(path, name, text)
+        info = check_document(path, name, text)
         with self.lock:
             entry = self.find(path)
             if entry is None or entry.info is None:
-                self._check_place(path, name, text)
+                self._check_place(path, info)
             if entry is None:
-                self._put_new(Node(path, 0, DOCUMENTS[name], {name: text}))
+                self._put_new(Node(path, 0, DOCUMENTS[name], {name: text}), info)
                 return
             node = self._with_document(entry.node, name, text)
             if node is not entry.node:
                 self._replace_node(entry, node)
 
-    def _put_new(self, node: Node) -> None:
+    def _put_new(self, node: Node, *info: ArrayInfo | None) -> None:
         self._last_id -= 1
-        self._put_node(replace(node, node_id=self._last_id))
+        self._put_node(replace(node, node_id=self._last_id), *info)
 
     def _replace_node(self, entry: Entry, node: Node) -> None:
         """Put other documents in a node's place; chunks that they do not name as before are gone."""
@@ -164,7 +168,7 @@ class NodeChanges(ABC):
             self._drop_node(entry.node)
             self._put_new(node)
 
-    def _check_place(self, path: str, name: str, text: str) -> None:
+    def _check_place(self, path: str, info: ArrayInfo | None) -> None:
         """Refuse a node inside an array, and an array around nodes: their keys could not be told apart."""
         for above, _ in ancestors(path) if path else ():
             entry = self.find(above)
@@ -172,7 +176,7 @@ class NodeChanges(ABC):
                 raise InvalidInputError(
                     f"/{path} is inside the array /{above}; an array has no nodes below it", ErrorKind.INVALID_PATH
                 )
-        below = [] if array_info(path, {name: text}) is None else self.list_nodes(path)
+        below = [] if info is None else self.list_nodes(path)
         if inside := [node.path for node in below if node.path != path]:
             raise AlreadyExistsError(
                 f"array /{path} cannot be created around existing nodes such as /{inside[0]}; delete them first",
@@ -193,7 +197,7 @@ class NodeChanges(ABC):
             raise _taken(node.path, "a group" if before is None else "an array", name)
         return changed
 
-    def _put_node(self, node: Node) -> None:
+    def _put_node(self, node: Node, *info: ArrayInfo | None) -> None:
         staged = self._nodes.get(node.path)
         if staged is None:
             found = self._find_base(node.path)
@@ -203,7 +207,8 @@ class NodeChanges(ABC):
         if base == node:  # changed back
             self._nodes.pop(node.path, None)
         else:
-            self._nodes[node.path] = _Staged(Entry(node), base)
+            self._nodes[node.path] = _Staged(Entry(node, *info), base)
+            self._above.update(above for above, _ in ancestors(node.path))
 
     def delete_document(self, path: str, name: str) -> None:
         """Delete one metadata document; a node without any is gone, and chunks go with what makes it an array."""

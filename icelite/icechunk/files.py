@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
+import flatbuffers
 import zstandard
 
 from icelite.errors import ErrorKind, FormatError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from icelite.repository.administration import Administration
 from icelite.repository.history import AT_ONCE, History
@@ -16,7 +16,10 @@ from icelite.repository.names import BranchesAndTags
 from icelite.repository.sessions import Sessions
 from icelite.repository.sources import SourceFiles
 from icelite.session.asynchronous import in_thread
-from icelite.types import SnapshotInfo, Update
+from icelite.types import SnapshotInfo
+
+if TYPE_CHECKING:
+    from icelite.types import Update
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ from the catalog, that is, perhaps from a stranger: nothing of them reaches a te
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -108,6 +107,8 @@ class AncestryGraph:
 
     def _label(self, row: _Row) -> tuple[str, str]:
         """The text beside a snapshot, plain and as SVG."""
+        import html  # with its table of entities: only for a picture in a page
+
         info, names = row.info, ", ".join(_printable(name) for name in self._names.get(row.info.id, ()))
         before, after = f"{info.id} {info.written_at:%Y-%m-%d %H:%M} ", _headline(info)
         named = f'<tspan font-weight="bold" fill="{_color(row.column)}">{html.escape(names)}</tspan> ' if names else ""

@@ -6,13 +6,17 @@ Nothing here writes. Long answers are read in pages, each a transaction of its o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from icelite.catalog import operations, refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.repository.differences import check_behind, find_differences
 from icelite.repository.graph import AncestryGraph
 from icelite.repository.names import MAIN, resolve
-from icelite.types import Diff, SnapshotInfo, Update
+from icelite.types import Diff, SnapshotInfo
+
+if TYPE_CHECKING:
+    from icelite.types import Update
 
 AT_ONCE = 200  # snapshots or operations in one transaction
 
@@ -51,11 +55,8 @@ class History:
 
     def _ancestors(self, seq: int | None) -> Iterator[SnapshotInfo]:
         while seq is not None:
-            infos: list[SnapshotInfo] = []
             with self._catalog.read() as txn:
-                while seq is not None and len(infos) < AT_ONCE:
-                    info, seq = snapshots.lookup_info(txn, seq)
-                    infos.append(info)
+                infos, seq = snapshots.list_ancestors(txn, seq, AT_ONCE)
             yield from infos
 
     def ancestry_graph(

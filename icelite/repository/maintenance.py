@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from datetime import datetime
+from typing import TYPE_CHECKING
 
+from icelite import ops
 from icelite.catalog.database import Catalog
 from icelite.change_set import Native
 from icelite.config import RepositoryConfig
 from icelite.objects import NoObjects, Objects
-from icelite.ops import compact, expire, gc, repack, stats, verify
 from icelite.payload import Payloads
-from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problem, Progress, Repacking
 from icelite.virtual import VirtualAccess
+
+if TYPE_CHECKING:
+    from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problem, Progress, Repacking
 
 
 class Maintenance:
@@ -52,7 +55,7 @@ class Maintenance:
         InvalidInputError, ReadOnlyError, StorageError
             ``invalid-argument``; ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
-        return expire.expire_snapshots(
+        return ops.expire.expire_snapshots(
             self._catalog,
             older_than,
             delete_expired_branches=delete_expired_branches,
@@ -90,7 +93,7 @@ class Maintenance:
         InvalidInputError, ReadOnlyError, StorageError
             As `expire_snapshots`.
         """
-        return gc.garbage_collect(self._catalog, self._objects, delete_object_older_than, dry_run=dry_run)
+        return ops.gc.garbage_collect(self._catalog, self._objects, delete_object_older_than, dry_run=dry_run)
 
     def compact(self) -> Compaction:
         """Give the space of removed rows back to the file system.
@@ -103,7 +106,7 @@ class Maintenance:
         ReadOnlyError, StorageError
             ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
-        return compact.compact(self._catalog)
+        return ops.compact.compact(self._catalog)
 
     def repack(self, *, min_live: float = 0.5, progress: Progress | None = None) -> Repacking:
         """Write the needed part of mostly dead objects into new ones; `garbage_collect` then removes the old ones.
@@ -123,14 +126,14 @@ class Maintenance:
         """
         native = Native(self._objects, -1, self._config.object_target_bytes)
         payloads = Payloads(self._catalog, self._access, self._objects)
-        return repack.repack(self._catalog, payloads, native, min_live, progress)
+        return ops.repack.repack(self._catalog, payloads, native, min_live, progress)
 
     def verify(self) -> list[Problem]:
         """Check every rule of the file format; what is wrong, and nothing when all is well.
 
         It reads the whole file. Virtual sources are not looked at.
         """
-        return verify.verify(self._catalog)
+        return ops.verify.verify(self._catalog)
 
     def chunk_storage_stats(
         self,
@@ -144,7 +147,7 @@ class Maintenance:
 
         Until they are collected, chunks of released snapshots count too.
         """
-        return stats.chunk_storage_stats(self._catalog)
+        return ops.stats.chunk_storage_stats(self._catalog)
 
     def total_chunks_storage(
         self,

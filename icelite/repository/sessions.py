@@ -14,6 +14,7 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import to_microseconds
 from icelite.catalog.permissions import check_feature, check_online
+from icelite.catalog.prepared import Spares
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver
 from icelite.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError
@@ -28,6 +29,7 @@ class Sessions:
     """What `Repository` opens."""
 
     _catalog: Catalog
+    _spares: Spares | None  # None where the catalog is elsewhere
     _config: RepositoryConfig
     _access: VirtualAccess
     _objects: Objects | NoObjects
@@ -94,14 +96,14 @@ class Sessions:
 
     def _open_writable(self, branch: str, *, rearrange: bool) -> Session:
         self._catalog.check_writable()
-        with self._catalog.read() as txn:  # so that a refusal comes before the work, not only with the commit
-            check_online(txn)
-            if rearrange:
-                check_feature(txn, "move_node")
+        if self._spares is None:  # so that a refusal comes before the catalog is fetched
+            with self._catalog.read() as txn:
+                _check_allowed(txn, rearrange)
         storage, timeout = self._catalog.storage, self._config.busy_timeout_seconds
-        # A connection of its own, since the change set is attached to it. Its file passed the checks a moment ago.
-        catalog = Catalog(storage, change_set=True, check="auto", busy_timeout=timeout)
+        # A connection of its own, since the change set is attached to it.
+        catalog = Catalog(storage, change_set=True, busy_timeout=timeout, spares=self._spares)
         with catalog.read() as txn:
+            _check_allowed(txn, rearrange)  # not only with the commit
             seq = refs.lookup_branch(txn, branch)
             base = Base(snapshots.lookup_info(txn, seq)[0].id, snapshots.view_snapshot(txn, seq))
         return Session(
@@ -143,6 +145,12 @@ class Sessions:
         session = self.writable_session(branch)
         yield session.store
         session.commit(message, metadata, rebase_with=rebase_with, rebase_tries=rebase_tries)
+
+
+def _check_allowed(txn: Transaction, rearrange: bool) -> None:
+    check_online(txn)
+    if rearrange:
+        check_feature(txn, "move_node")
 
 
 def _at_time(txn: Transaction, seq: int, branch: str | None, as_of: datetime) -> int:

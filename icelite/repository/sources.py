@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from icelite import ops
 from icelite.catalog import snapshots
 from icelite.catalog.settings import list_containers, load_config
 from icelite.config import RepositoryConfig
-from icelite.ops import relocate, sources
-from icelite.ops.bundle import bundle
-from icelite.ops.export_zarr import export_zarr
 from icelite.repository.administration import Administration
 from icelite.repository.names import MAIN, resolve
 from icelite.repository.sessions import Sessions
-from icelite.types import Bundle, Problem, Progress, Relocation, Sources, View, ZarrExport
+from icelite.types import View
+
+if TYPE_CHECKING:
+    from icelite.types import Bundle, Problem, Progress, Relocation, Sources, ZarrExport
 
 
 class SourceFiles(Sessions, Administration):
@@ -53,8 +54,8 @@ class SourceFiles(Sessions, Administration):
             ``invalid-argument``, ``invalid-snapshot-id``; ``branch-not-found``, ``tag-not-found``;
             ``snapshot-not-found``.
         """
-        found = sources.list_sources(self._catalog, self._access, self._view(branch, tag, snapshot_id))
-        return sources.check_sources(self._access, found, progress) if check else found
+        found = ops.sources.list_sources(self._catalog, self._access, self._view(branch, tag, snapshot_id))
+        return ops.sources.check_sources(self._access, found, progress) if check else found
 
     def verify_sources(
         self,
@@ -69,7 +70,7 @@ class SourceFiles(Sessions, Administration):
         A source that this object may not read is a problem too. Raises as `sources`.
         """
         found = self.sources(branch, tag=tag, snapshot_id=snapshot_id, check=True, progress=progress)
-        return sources.find_problems(found)
+        return ops.sources.find_problems(found)
 
     def relocate(self, old_prefix: str, new_prefix: str, *, dry_run: bool = False, check: bool = False) -> Relocation:
         """Say that files and objects have moved: in every snapshot, references below one prefix go to another.
@@ -103,7 +104,7 @@ class SourceFiles(Sessions, Administration):
             ``read-only-storage``; with ``check``, ``virtual-chunk-fetch``, ``virtual-chunk-modified``,
             ``unauthorized-virtual-chunk-container``.
         """
-        done, moved = relocate.relocate(
+        done, moved = ops.relocate.relocate(
             self._catalog, self._access, old_prefix, new_prefix, dry_run=dry_run, check=check
         )
         if not dry_run:
@@ -130,7 +131,7 @@ class SourceFiles(Sessions, Administration):
             ``storage-full``; for a source that changed, is missing or may not be read, as when reading its chunks.
         """
         session = self.readonly_session(MAIN)
-        return bundle(self._catalog, session.payloads, target, progress)
+        return ops.bundle.bundle(self._catalog, session.payloads, target, progress)
 
     def export_zarr(
         self,
@@ -172,7 +173,7 @@ class SourceFiles(Sessions, Administration):
         """
         names = {"branch": branch, "tag": tag, "snapshot_id": snapshot_id}
         session = self.readonly_session(**({"branch": MAIN} if set(names.values()) == {None} else names))
-        return export_zarr(
+        return ops.export_zarr.export_zarr(
             session,
             target,
             group=group or "",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from icelite import types
 from icelite.catalog.locations import INLINE
 from icelite.catalog.positions import as_grid
 from icelite.change_set import ChangeSet, StagedRef
@@ -17,7 +18,7 @@ from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.payload import Payloads
-from icelite.types import ChunkRef, ChunkRefs, ChunkType, Location, chunk_name, chunk_position
+from icelite.types import ChunkRef, ChunkType, Location, chunk_name, chunk_position
 from icelite.virtual import VirtualAccess
 
 Position = tuple[int, ...]
@@ -134,7 +135,7 @@ class Chunks:
             inline,
         )
 
-    def chunk_refs(self, array_path: str) -> ChunkRefs:
+    def chunk_refs(self, array_path: str) -> types.ChunkRefs:
         """Where all chunks of an array are, uncommitted ones included, as columns for numpy and pandas.
 
         Raises
@@ -153,7 +154,7 @@ class Chunks:
         used: dict[Location, int] = {}
         source = np.array([-1 if at is None else used.setdefault(at, len(used)) for at in places], dtype=np.int64)[row]
         kinds = np.array([ChunkType.inline if at is None else at.kind for at in places], dtype=np.uint8)[row]
-        return ChunkRefs(
+        return types.ChunkRefs(
             path,
             positions[order],
             kinds,

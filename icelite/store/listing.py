@@ -20,14 +20,27 @@ def find_chunk_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str]
     """
     for path, rest in ancestors(key):
         entry = changes.find(path)
-        if entry is not None and entry.info is not None:
-            chunk = entry.info.keys.decode(rest)
+        info = None if entry is None else entry.info
+        if entry is not None and info is not None:
+            chunk = info.keys.decode(rest)
             if chunk is None:
-                raise invalid_key(key, f"is not a chunk key of array /{path} with {entry.info.keys.ndim} dimensions")
-            return entry, entry.info, chunk
+                raise invalid_key(key, f"is not a chunk key of array /{path} with {info.keys.ndim} dimensions")
+            changes.recent = join(path, ""), entry, info
+            return entry, info, chunk
     if could_be_chunk(key):
         return None
     raise invalid_key(key, "names neither a metadata document nor a chunk")
+
+
+def find_recent_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str] | None:
+    """As `find_chunk_key` if the key names a chunk of the array that the last one named; else None, and look there."""
+    if changes.recent is None:
+        return None
+    head, entry, info = changes.recent
+    if not key.startswith(head) or changes.find(entry.node.path) is not entry:  # it may have changed since
+        return None
+    chunk = info.keys.decode(key[len(head) :])
+    return None if chunk is None else (entry, info, chunk)
 
 
 def iter_keys(changes: ChangeSet, prefix: str) -> Iterator[str]:

@@ -69,12 +69,16 @@ class ReferenceWriter:
         self._changes = changes
         self._access = access
         self._validate = validate_containers
+        self._interned: dict[tuple[str, SourceStamp], int] = {}  # a file is looked at once for all its chunks
 
     def intern(self, url: str, stamp: SourceStamp) -> int:
         """The staged id of a location, which this process may from now on read if it is a local file."""
-        location = self._access.locate(url, stamp=stamp, validate_container=self._validate)
-        self._access.allow(location)
-        return self._changes.intern(location)
+        known = self._interned.get((url, stamp))
+        if known is None:
+            location = self._access.locate(url, stamp=stamp, validate_container=self._validate)
+            self._access.allow(location)
+            known = self._interned[url, stamp] = self._changes.intern(location)
+        return known
 
     def write_specs(self, path: str, node_id: int, info: ArrayInfo, specs: Sequence[VirtualChunkSpec]) -> None:
         """Stage references given one by one."""

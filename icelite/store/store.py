@@ -184,8 +184,8 @@ class IceliteStore(VirtualReferences, Store):
             return None if found is None else _slice(found, byte_range)
         ref, chunk = found
         window = None if byte_range is None else _window(byte_range, ref.length)
-        payloads = self._session.payloads
-        return payloads.read(ref, chunk, window) if payloads.is_local(ref, chunk) else (ref, chunk, window)
+        data = self._session.payloads.read_local(ref, chunk, window)
+        return (ref, chunk, window) if data is None else data
 
     async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
@@ -196,14 +196,14 @@ class IceliteStore(VirtualReferences, Store):
     def _find(self, key: str) -> bytes | tuple[Ref, str] | None:
         """The bytes under a key where they are at hand, else the reference to them with its name."""
         changes = self._session.changes
-        document = split_document_key(key)
-        if document is not None:
-            entry = changes.find(document[0])
-            text = None if entry is None else entry.node.documents.get(document[1])
-            return None if text is None else text.encode()
-        if key.rpartition("/")[2] == CONSOLIDATED:
-            return None
-        place = listing.find_chunk_key(changes, key)
+        place = listing.find_recent_key(changes, key)
+        if place is None:
+            document = split_document_key(key)
+            if document is not None:
+                entry = changes.find(document[0])
+                text = None if entry is None else entry.node.documents.get(document[1])
+                return None if text is None else text.encode()
+            place = None if key.rpartition("/")[2] == CONSOLIDATED else listing.find_chunk_key(changes, key)
         if place is None:
             return None
         found = changes.find_chunk(place[0].node.node_id, place[2])

@@ -16,8 +16,9 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from icelite import virtual
 from icelite.config import VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential, check_credential
 from icelite.storage import RemotePlace
@@ -25,7 +26,6 @@ from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import refusal
 from icelite.virtual.containers import KnownContainers
 from icelite.virtual.local import LocalSource, is_catalog
-from icelite.virtual.remote import Target, open_target, path_inside, reach, reach_beside, stamps_of
 from icelite.virtual.source import Source, fetch_error
 from icelite.virtual.urls import (
     bad_reference,
@@ -38,6 +38,9 @@ from icelite.virtual.urls import (
     relative_path,
     scheme_of,
 )
+
+if TYPE_CHECKING:
+    from icelite.virtual.remote import Target
 
 _MAX_SOURCES = 16_384  # a source remembers that the gates were passed; it keeps no file open
 
@@ -135,7 +138,7 @@ class VirtualAccess(KnownContainers):
             path = relative_path(url.removeprefix("./"))
         elif scheme not in ("", "file"):
             check_remote(url)
-            inside = None if self._place is None else path_inside(self._place, url)
+            inside = None if self._place is None else virtual.remote.path_inside(self._place, url)
             if inside is not None:
                 path = inside
             elif validate_container and longest_covering(self._containers, url) is None:
@@ -204,7 +207,7 @@ class VirtualAccess(KnownContainers):
             else:
                 check_remote(absolute)
                 found[url] = SourceStamp()
-        found.update(zip(targets, stamps_of(list(targets.values())), strict=True))
+        found.update(zip(targets, virtual.remote.stamps_of(list(targets.values())), strict=True))
         return found
 
     def _absolute_url(self, url: str) -> str:
@@ -266,12 +269,12 @@ class VirtualAccess(KnownContainers):
         target = self._authorised(url)
         if target is None:
             raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
-        return open_target(location, target, check_time=True)
+        return virtual.remote.open_target(location, target, check_time=True)
 
     def _open_relative(self, location: Location, chunk: str | None) -> Source:
         if self._place is not None:
-            target = reach_beside(self._place, relative_path(location.path))
-            return open_target(location, target, check_time=self._at_home)
+            target = virtual.remote.reach_beside(self._place, relative_path(location.path))
+            return virtual.remote.open_target(location, target, check_time=self._at_home)
         if self._directory is None:
             raise bad_reference(location.path, "is relative, and a catalog in memory has no directory")
         path = os.path.realpath(existing_path(os.path.join(self._directory, relative_path(location.path))))
@@ -304,9 +307,9 @@ class VirtualAccess(KnownContainers):
         if scheme_of(url) in ("", "file"):
             return None
         check_remote(url)
-        inside = None if self._place is None else path_inside(self._place, url)
+        inside = None if self._place is None else virtual.remote.path_inside(self._place, url)
         if self._place is not None and inside is not None:
-            return reach_beside(self._place, inside)
+            return virtual.remote.reach_beside(self._place, inside)
         return self._authorised(url)
 
     def _authorised(self, url: str) -> Target | None:
@@ -314,7 +317,9 @@ class VirtualAccess(KnownContainers):
         if prefix is None:
             return None
         declared = longest_covering(self._declared, url)
-        return reach(url, prefix, self._access[prefix], None if declared is None else self._declared[declared].store)
+        return virtual.remote.reach(
+            url, prefix, self._access[prefix], None if declared is None else self._declared[declared].store
+        )
 
     # ---- asking
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,18 +29,21 @@ CHUNKS = 1000
 
 
 def create(store: Any, size: int) -> Any:
+    """The array to write: 1,000 chunks of 10 rows."""
     return zarr.create_array(
         store, name="x", shape=(CHUNKS * 10, size), chunks=(10, size), dtype="f4", compressors=None
     )
 
 
 def local_store(folder: Path, source: Any, size: int) -> Any:
+    """Write into zarr's own store, as dask does."""
     array = create(zarr.storage.LocalStore(folder / "local.zarr"), size)
     da.store(source, array, lock=False)
     return array
 
 
 def write(source: Any, size: int, repo: icelite.Repository) -> Any:
+    """Write into a repository and commit."""
     session = repo.writable_session("main")
     store_dask(sources=[source], targets=[create(session.store, size)])
     session.commit("written by dask")
@@ -47,6 +51,7 @@ def write(source: Any, size: int, repo: icelite.Repository) -> Any:
 
 
 def main() -> None:
+    """Let the systems take turns, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunk", type=int, default=2500, help="elements of float32 in a row; a chunk has 10 rows")
@@ -87,7 +92,7 @@ def main() -> None:
     base = times["LocalStore"]
     for name, taken in times.items():
         ratio = statistics.median(a / b for a, b in zip(taken, base, strict=True))
-        print(f"{name:20} {statistics.median(taken):6.2f} s   {ratio:5.2f} x LocalStore")
+        sys.stdout.write(f"{name:20} {statistics.median(taken):6.2f} s   {ratio:5.2f} x LocalStore\n")
 
 
 if __name__ == "__main__":

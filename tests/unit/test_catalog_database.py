@@ -15,7 +15,8 @@ import apsw
 import apsw.bestpractice
 import pytest
 
-from icelite.catalog.database import Catalog, Transaction, is_catalog
+from icelite.catalog.checks import is_catalog
+from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.settings import find_setting, save_setting
 from icelite.errors import FormatError, IceliteError, InternalError, ReadOnlyError, StorageError
 from icelite.repository import Repository

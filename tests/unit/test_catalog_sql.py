@@ -28,6 +28,7 @@ BEFORE_THE_DOORS_CLOSE = {"SELECT_SCHEMA", "CHECK_INTEGRITY", "INTEGRITY_CHECK",
 # Read the whole of a table on purpose: every snapshot's nodes for a listing of everything, all snapshots or names
 # where all were asked for, or (staged.chunk_ref) what this very session wrote.
 SCANS = {
+    "prepared.IS_CHANGE_SET_USED": "staged.chunk_ref",  # stops at the first row
     "nodes.SELECT_ALL_NODES": "n",
     "chunks.SELECT_SOURCES": "n",
     "locations.SELECT_NUMBERED_LOCATIONS": "l",

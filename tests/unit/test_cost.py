@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import apsw
+import pytest
 import zarr
 
 from icelite import Repository
@@ -79,3 +83,27 @@ def test_a_chunk_is_found_without_reading_others(tmp_path: Path) -> None:
     store = repo.readonly_session("main").store
     store.get_sync("a/c/0")
     assert steps(repo, lambda: store.get_sync("a/c/1")) == few
+
+
+FAULTS = """
+import resource, sys, numpy, zarr
+from icelite import Repository
+session = Repository.create(sys.argv[1]).writable_session("main")
+shape, chunks = (48, 1 << 20), (1, 1 << 20)
+array = zarr.create_array(session.store, name="a", shape=shape, chunks=chunks, dtype="u1", compressors=None)
+array[:] = numpy.random.default_rng(0).integers(0, 255, array.shape, "u1")
+session.commit("")
+store = Repository.open(sys.argv[1]).readonly_session("main").store
+store.get_sync("a/c/0/0")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for number in range(48):
+    store.get_sync(f"a/c/{number}/0")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc learns which blocks to keep")
+def test_reading_large_chunks_uses_the_same_memory_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FAULTS, str(tmp_path / "a.icelite")]
+    faults = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert faults < 48 * 64  # a chunk has 256 pages, in each of two copies

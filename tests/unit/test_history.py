@@ -9,6 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from zarr.core.sync import sync
 
 import icelite
+from icelite.catalog import snapshots
 from icelite.catalog.operations import INSERT_OPERATION
 from icelite.errors import FormatError, InvalidInputError, RefNotFoundError, SnapshotNotFoundError
 from icelite.repository import Repository
@@ -533,3 +535,28 @@ def test_no_close_look_at_what_is_not_there(repo: Repository, inspect: str) -> N
     with pytest.raises(InvalidInputError) as malformed:
         getattr(repo, inspect)("main")
     assert malformed.value.kind == "invalid-snapshot-id"
+
+
+def test_ancestry_among_branches_that_grow_at_once(tmp_path: Path) -> None:
+    """Snapshots are read in blocks of neighbouring numbers, of which many belong to others here."""
+    repo = Repository.create(tmp_path / "a.icelite")
+    written = {"main": [repo.lookup_branch("main")]}
+    for number in range(120):
+        name = ("main", "even", "rare")[2 if number % 40 == 0 else number % 2]
+        if name not in written:
+            written[name] = list(written["main"])
+            repo.create_branch(name, written["main"][-1])
+        written[name].append(repo.writable_session(name).commit(str(number), allow_empty=True))
+    for name, ids in written.items():
+        infos = list(repo.ancestry(branch=name))
+        assert [info.id for info in infos] == ids[::-1]
+        assert [info.parent_id for info in infos] == [*ids[-2::-1], None]
+        assert infos == [repo.lookup_snapshot(snapshot_id) for snapshot_id in ids[::-1]]
+        with repo._catalog.read() as txn:  # in pages that end anywhere
+            seq: int | None = snapshots.lookup_seq(txn, ids[-1])
+            paged: list[SnapshotInfo] = []
+            while seq is not None:
+                page, seq = snapshots.list_ancestors(txn, seq, 7)
+                assert len(page) <= 7
+                paged += page
+        assert paged == infos

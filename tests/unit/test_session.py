@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,17 @@ from icelite.repository import Repository
 from icelite.session import Session
 from icelite.storage import as_storage
 from icelite.types import INITIAL_SNAPSHOT_ID, Diff, SessionMode
+
+GROUP = '{"zarr_format": 3, "node_type": "group"}'
+ARRAY = json.dumps(
+    {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [1],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
+        "chunk_key_encoding": {"name": "default"},
+    }
+)
 
 
 @pytest.fixture
@@ -358,3 +370,36 @@ async def test_coroutines_may_share_one(repo: Repository) -> None:
     await asyncio.gather(*(work(number) for number in range(50)))
     session.commit("fifty")
     assert len(repo.diff(to_branch="main").new_groups) == 50
+
+
+def test_no_array_is_put_around_uncommitted_nodes(tmp_path: Path) -> None:
+    session = Repository.create(tmp_path / "a.icelite").writable_session("main")
+    fork = session.fork()
+    for writer in (session, fork):
+        writer.changes.set_document("p/q", "zarr.json", GROUP)
+    for writer in (session, pickle.loads(pickle.dumps(fork))):
+        for path in ("p", ""):
+            with pytest.raises(IceliteError, match="around existing nodes"):
+                writer.changes.set_document(path, "zarr.json", ARRAY)
+    session.changes.delete_nodes("p")
+    session.changes.set_document("p", "zarr.json", ARRAY)
+
+
+def test_a_chunk_key_is_read_by_the_metadata_of_the_moment(repo: Repository) -> None:
+    session = repo.writable_session("main")
+    store = session.store
+    ones = store.get_sync("g/x/c/0")
+    assert ones is not None
+    text = session.changes.find("g/x").node.documents["zarr.json"]  # type: ignore[union-attr]
+    dotted = json.loads(text) | {"chunk_key_encoding": {"name": "v2"}}
+    session.changes.set_document("g/x", "zarr.json", json.dumps(dotted))
+    with pytest.raises(IceliteError, match="not a chunk key"):
+        store.get_sync("g/x/c/0")
+    store.set_sync("g/x/0", ones)
+    assert store.get_sync("g/x/0") is not None
+    session.discard_changes()
+    assert store.get_sync("g/x/c/0") is not None
+    with pytest.raises(IceliteError, match="not a chunk key"):
+        store.get_sync("g/x/0")
+    session.changes.delete_node("g/x")
+    assert store.get_sync("g/x/c/0") is None
