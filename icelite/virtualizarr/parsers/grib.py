@@ -41,7 +41,7 @@ def parse(
     except ImportError as error:
         raise InvalidInputError(
             f"reading {source.url!r}, a GRIB file, needs the package 'gribberish' 1.9 or newer, which needs Python 3.12"
-            f" or newer: {error}",
+            " or newer",
             ErrorKind.MISSING_PACKAGE,
         ) from error
     messages = {message.offset: message for message in read_messages(source)}
