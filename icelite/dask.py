@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from dask._task_spec import List, Task, TaskRef
 from dask.base import compute, optimize
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
@@ -106,10 +107,12 @@ def store_dask(
 
 def _delay(workshop: Delayed, plan: _Plan, name: str) -> Delayed:
     """What writes one source: a graph made at once, since one of `delayed` calls costs tasks times blocks."""
-    tasks: dict[Any, Any] = {}
+    # References are explicit: a key in a nested list is not seen as one when its block is held by a cluster already.
+    tasks: dict[Any, Task] = {}
     for number, (spans, blocks) in enumerate(plan.tasks()):
-        tasks[name, number] = (partial(_write_blocks, path=plan.path, spans=spans), workshop.key, blocks)
-    tasks[name] = (list, list(tasks))
+        write = partial(_write_blocks, path=plan.path, spans=spans)
+        tasks[name, number] = Task((name, number), write, TaskRef(workshop.key), List(*map(TaskRef, blocks)))
+    tasks[name] = Task(name, list, List(*map(TaskRef, list(tasks))))
     parts: list[Any] = [plan.source, workshop]
     return Delayed(name, HighLevelGraph.from_collections(name, tasks, parts))  # type: ignore[no-untyped-call]
 

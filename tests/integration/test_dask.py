@@ -414,3 +414,13 @@ def test_appending_to_nothing_to_zarr_v2_and_without_dask(tmp_path: Path) -> Non
             assert np.array_equal(found.t, whole.t)
     with pytest.raises(FileNotFoundError):
         to_icelite(whole, session, group="nowhere", mode="r+")
+
+
+def test_blocks_that_a_cluster_holds_already(tmp_path: Path, cluster: Any) -> None:
+    repo = icelite.Repository.create(tmp_path / "a.icelite", objects="chunks")
+    session = repo.writable_session("main")
+    lazy, values = source((64, 64), (16, 32))
+    held = cluster.persist(lazy + 1)
+    dask_array.store_dask(sources=[held], targets=[target(session, (64, 64), (16, 16))])
+    session.commit("from memory")
+    assert np.array_equal(zarr.open_array(repo.readonly_session("main").store, path="x")[...], values + 1)
