@@ -168,11 +168,11 @@ class _Exporter:
         if diff.moved_nodes and _is_only_moves(diff):
             session = self.target.rearrange_session(MAIN)
             if self.writer.as_moves(diff, session):
-                return session.commit(info.message, metadata)
+                return str(session.commit(info.message, metadata))
         session = self.target.writable_session(MAIN)
         before = self.source.readonly_session(snapshot_id=parent_id)
         self.writer.write(diff, before, self.source.readonly_session(snapshot_id=info.id), session)
-        return session.commit(info.message, metadata, allow_empty=True)
+        return str(session.commit(info.message, metadata, allow_empty=True))
 
     def _metadata(self, info: SnapshotInfo) -> dict[str, Any]:
         if self._keep and can_keep(info.id):

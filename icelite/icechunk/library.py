@@ -33,7 +33,8 @@ def load_icechunk() -> ModuleType:
         raise _missing("it is not installed") from error
     if int(icechunk.__version__.partition(".")[0]) < 2:
         raise _missing(f"this is {icechunk.__version__}")
-    return icechunk
+    module: ModuleType = icechunk
+    return module
 
 
 def _missing(found: str) -> InvalidInputError:

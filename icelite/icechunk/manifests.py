@@ -146,9 +146,9 @@ class _Manifest:
         return places + self._u32(places)
 
     def _bytes(self, field: int) -> bytes:
-        (step,) = struct.unpack_from("<I", self._data, field)
+        (step,) = struct.unpack_from("<I", self._data.data, field)
         start = field + step
-        (size,) = struct.unpack_from("<I", self._data, start)
+        (size,) = struct.unpack_from("<I", self._data.data, start)
         return self._data[start + 4 : start + 4 + size].tobytes()
 
     def _text(self, field: int) -> str:

@@ -28,7 +28,6 @@ from icelite.store.pipeline_ranges import Piece, Run
 from icelite.store.store import IceliteStore
 
 if TYPE_CHECKING:
-    from zarr.abc.codec import GetResult
     from zarr.abc.store import ByteGetter
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import NDBuffer
@@ -46,14 +45,13 @@ _TASKS = 4  # at least so many for each processor, so that none is idle at the e
 class IceliteCodecPipeline(BatchedCodecPipeline):
     """zarr's default pipeline, with a faster way to read numpy arrays from an `IceliteStore`."""
 
-    async def read(
-        self, batch_info: Iterable[Item], out: NDBuffer, drop_axes: tuple[int, ...] = ()
-    ) -> tuple[GetResult, ...]:
-        """See `zarr.abc.codec.CodecPipeline.read`."""
+    async def read(self, batch_info: Iterable[Item], out: NDBuffer, drop_axes: tuple[int, ...] = ()) -> Any:
+        """See `zarr.abc.codec.CodecPipeline.read`; what it returns is nothing before zarr 3.3."""
         batch = list(batch_info)
+        pass_on: Any = super().read
         store = _common_store(batch)
         if store is None or not self._suits(batch, out):
-            return await super().read(batch, out, drop_axes)
+            return await pass_on(batch, out, drop_axes)
         keys = [item[0].path for item in batch]  # type: ignore[attr-defined]  # a StorePath, says _common_store
         session = store.session
         if session.is_remote:  # SQLite may wait for a network
@@ -61,7 +59,7 @@ class IceliteCodecPipeline(BatchedCodecPipeline):
         else:
             places = locate(session.changes, session.payloads, keys)
         if places is None:
-            return await super().read(batch, out, drop_axes)
+            return await pass_on(batch, out, drop_axes)
         is_slow = session.is_remote or len(batch) * prod(batch[0][1].shape) > _VALUES_AT_ONCE
         values = _Values(batch, out.as_ndarray_like(), drop_axes, self, at_once=0 if is_slow else _AT_ONCE)
         values.fill(places.missing)

@@ -121,7 +121,8 @@ def _set_latitudes(source: SourceFile, node: ParsedGroup, gaussian: Sequence[Mes
             f"its Gaussian grid of {rows} rows does not run from pole to pole, north first; gribberish gives such a"
             " grid wrong latitudes"
         )
-    longitudes = np.frombuffer(node.arrays["x"].manifest._inlined[(0,)], "<f8")
+    manifest: Any = node.arrays["x"].manifest
+    longitudes = np.frombuffer(manifest._inlined[(0,)], "<f8")
     for name in ("y", "x", "latitude", "longitude"):
         node.arrays.pop(name, None)
     node.arrays = {name: _renamed(array) for name, array in node.arrays.items()}
