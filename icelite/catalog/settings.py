@@ -22,7 +22,6 @@ INSERT INTO container (name, url_prefix, options) VALUES (?, ?, ?)
 ON CONFLICT (url_prefix) DO UPDATE SET name = excluded.name, options = excluded.options
 """
 UPDATE_CONTAINER = "UPDATE container SET name = ?2, url_prefix = ?3, options = ?4 WHERE url_prefix = ?1"
-DELETE_CONTAINER = "DELETE FROM container WHERE url_prefix = ?"
 DELETE_SETTING = "DELETE FROM setting WHERE name = ?"
 
 
@@ -98,11 +97,6 @@ def save_container(txn: Transaction, container: VirtualChunkContainer) -> None:
 def move_container(txn: Transaction, url_prefix: str, moved: VirtualChunkContainer) -> None:
     """Let a container stand for another place; the references through it follow."""
     txn.run(UPDATE_CONTAINER, (url_prefix, moved.name, moved.url_prefix, json.dumps(moved.options())))
-
-
-def drop_container(txn: Transaction, url_prefix: str) -> None:
-    """Remove a container; whoever calls has seen that no location is in it."""
-    txn.run(DELETE_CONTAINER, (url_prefix,))
 
 
 def load_config(txn: Transaction) -> RepositoryConfig:
