@@ -194,11 +194,14 @@ open = Repository.open
 # What imports optional packages, so only when first asked for: its module, and the extra that brings the packages.
 _EDGES = {
     "dask": ("icelite.dask", "dask"),
+    "find_format": ("icelite.formats", "virtual"),
     "icechunk": ("icelite.icechunk", "icechunk"),
     "kerchunk": ("icelite.kerchunk", "kerchunk"),
+    "open_virtual": ("icelite.formats", "virtual"),
+    "open_virtual_tree": ("icelite.formats", "virtual"),
     "virtualizarr": ("icelite.virtualizarr", "virtual"),
-    "virtualize": ("icelite.virtualizarr.virtualize", "virtual"),
-    "VirtualizeSummary": ("icelite.virtualizarr.virtualize", "virtual"),
+    "virtualize": ("icelite.archive.virtualize", "virtual"),
+    "VirtualizeSummary": ("icelite.archive.virtualize", "virtual"),
     "xarray": ("icelite.xarray", "xarray"),
 }
 

@@ -25,9 +25,9 @@ import xarray as xr
 import zarr
 
 from icelite.errors import IceliteError
+from icelite.formats import find_format, open_virtual, open_virtual_tree
 from icelite.repository import Repository
 from icelite.virtualizarr import to_icelite
-from icelite.virtualizarr.parsers import find_format, open_virtual, open_virtual_tree
 
 h5py = pytest.importorskip("h5py")
 netCDF4 = pytest.importorskip("netCDF4")

@@ -21,7 +21,7 @@ from icelite.repository import Repository
 pytest.importorskip("virtualizarr")
 pytest.importorskip("obstore")
 
-from icelite.virtualizarr.virtualize import virtualize
+from icelite.archive.virtualize import virtualize
 
 COMBINE: dict[str, Any] = {
     "combine": "nested",

@@ -16,10 +16,10 @@ import pytest
 import xarray as xr
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.formats import Format, find_format, open_virtual, open_virtual_tree, parsed
 from icelite.repository import Repository
 from icelite.types import SourceStamp
 from icelite.virtualizarr import to_icelite
-from icelite.virtualizarr.parsers import Format, find_format, open_virtual, open_virtual_tree, parsed
 
 h5py = pytest.importorskip("h5py")
 manifests = pytest.importorskip("virtualizarr.manifests")
@@ -228,7 +228,7 @@ def test_a_file_that_changes_while_it_is_parsed(path: Path, monkeypatch: pytest.
         os.utime(path, ns=(1, 1))
         return xr.Dataset()
 
-    monkeypatch.setattr("icelite.virtualizarr.parsers.datasets.build_dataset", touch)
+    monkeypatch.setattr("icelite.formats.datasets.build_dataset", touch)
     with pytest.raises(StorageError, match="changed while it was parsed") as error:
         open_virtual(path, drop_variables=["lists"])
     assert error.value.kind == ErrorKind.VIRTUAL_CHUNK_MODIFIED
@@ -260,7 +260,7 @@ def test_a_missing_package_is_named(path: Path, monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: Any) -> parsed.ParsedGroup:
         raise ModuleNotFoundError("No module named 'arro3'", name="arro3.core")
 
-    monkeypatch.setattr("icelite.virtualizarr.parsers.hdf5.parse", refuse)
+    monkeypatch.setattr("icelite.formats.hdf5.parse", refuse)
     with pytest.raises(InvalidInputError, match=r"data\.h5' needs the package 'arro3-core'") as error:
         open_virtual(path)
     assert error.value.kind == ErrorKind.MISSING_PACKAGE

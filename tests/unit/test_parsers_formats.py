@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.formats import open_virtual, open_virtual_tree
+from icelite.formats.source import SourceFile
 from icelite.repository import Repository
 from icelite.virtualizarr import to_icelite
-from icelite.virtualizarr.parsers import open_virtual, open_virtual_tree
-from icelite.virtualizarr.parsers.source import SourceFile
 
 tifffile = pytest.importorskip("tifffile")
 fits = pytest.importorskip("astropy.io.fits")
 pytest.importorskip("virtualizarr")
 pytest.importorskip("virtual_tiff")
 
-from icelite.virtualizarr.parsers.grib_messages import gaussian_latitudes, read_messages  # noqa: E402
-from icelite.virtualizarr.parsers.manifests import HAS_INLINED, json_attributes  # noqa: E402
+from icelite.formats.grib_messages import gaussian_latitudes, read_messages  # noqa: E402
+from icelite.formats.manifests import HAS_INLINED, json_attributes  # noqa: E402
 
 VALUES = np.arange(50 * 40, dtype="f4").reshape(50, 40)
 UTM, WGS84, POINT = 32632, 4326, 2

@@ -34,11 +34,11 @@ from icelite.types import SourceStamp
 pytest.importorskip("virtualizarr")
 netCDF4 = pytest.importorskip("netCDF4")
 
-from icelite.virtualizarr.ingestion.inputs import natural_key  # noqa: E402
-from icelite.virtualizarr.ingestion.order import describe_range  # noqa: E402
-from icelite.virtualizarr.ingestion.scan import check_whole  # noqa: E402
-from icelite.virtualizarr.parsers import open_virtual  # noqa: E402
-from icelite.virtualizarr.virtualize import VirtualizeSummary, virtualize  # noqa: E402
+from icelite.archive.inputs import natural_key  # noqa: E402
+from icelite.archive.order import describe_range  # noqa: E402
+from icelite.archive.scan import check_whole  # noqa: E402
+from icelite.archive.virtualize import VirtualizeSummary, virtualize  # noqa: E402
+from icelite.formats import open_virtual  # noqa: E402
 
 UNITS = "days since 2000-01-01"
 
@@ -664,7 +664,7 @@ def test_processes_give_the_same(days: list[Path], catalog: Path) -> None:
 SCRIPT = """
     import os, signal, sys, threading
     from pathlib import Path
-    import icelite.virtualizarr.virtualize as module
+    import icelite.archive.virtualize as module
     with open("runs", "a") as runs:
         runs.write("x")
     def interrupt(done, total):

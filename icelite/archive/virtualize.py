@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from icelite.archive import Access, Ingestion, Parsing, VirtualizeSummary, opened
+from icelite.archive.inputs import Sources
 from icelite.config import RepositoryConfig
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.keys import check_path
 from icelite.repository import Repository
 from icelite.storage import StorageConfig, as_storage
 from icelite.types import Progress
-from icelite.virtualizarr.ingestion import Access, Ingestion, Parsing, VirtualizeSummary, opened
-from icelite.virtualizarr.ingestion.inputs import Sources
 
 __all__ = ["VirtualizeSummary", "virtualize"]
 
@@ -64,7 +64,7 @@ def virtualize(
         Dimension along which the files follow each other, which may be new. Their order is that of its coordinate, or
         that of their names where it is not loaded. None: one file, or files with different variables.
     parser
-        ``"auto"``: by each file's content; or as for `icelite.virtualizarr.parsers.open_virtual`.
+        ``"auto"``: by each file's content; or as for `icelite.formats.open_virtual`.
     append
         True: the group must exist; False: it must not; None: append if it exists.
     group

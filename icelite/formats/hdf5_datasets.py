@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.virtualizarr.parsers.manifests import as_text, build_array, is_fill_value, json_attributes
-from icelite.virtualizarr.parsers.source import SourceFile
+from icelite.formats.manifests import as_text, build_array, is_fill_value, json_attributes
+from icelite.formats.source import SourceFile
 
 # Filters that Zarr has the same codec for, by their HDF5 number: deflate, shuffle, Fletcher-32, Blosc, Zstandard.
 _CODECS = {1, 2, 3, 32001, 32015}

@@ -15,10 +15,10 @@ from typing import Any
 
 import xarray as xr
 
+from icelite.archive.reach import Reach
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
 from icelite.types import Progress, SourceStamp
 from icelite.virtualizarr.arrays import is_virtual, read_references
-from icelite.virtualizarr.ingestion.reach import Reach
 from icelite.virtualizarr.sources import SOURCES_KEY
 
 COPIED = "icelite_copied"  # key of a dataset's encoding: variables that had to be copied, with the reason
@@ -37,7 +37,7 @@ class Parsing:
 
     def open(self, url: str) -> Scanned:
         """Open one file; what is wrong with it is part of the answer."""
-        from icelite.virtualizarr.parsers import open_virtual
+        from icelite.formats import open_virtual
 
         with warnings.catch_warnings(record=True) as caught:
             try:

@@ -11,8 +11,8 @@ from obspec_utils.registry import ObjectStoreRegistry
 from virtualizarr.manifests import ManifestArray, ManifestGroup, ManifestStore
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.virtualizarr.parsers.parsed import ParsedGroup
-from icelite.virtualizarr.parsers.source import SourceFile
+from icelite.formats.parsed import ParsedGroup
+from icelite.formats.source import SourceFile
 
 
 def build_dataset(

@@ -8,6 +8,20 @@ from typing import Any, cast
 
 import xarray as xr
 
+from icelite.archive.additions import (
+    METADATA,
+    Holdings,
+    check_continues,
+    find_holdings,
+    record_of,
+    split_known,
+)
+from icelite.archive.agreement import Opened
+from icelite.archive.combine import combine_files
+from icelite.archive.inputs import Sources, list_inputs, name_of
+from icelite.archive.order import describe_range, find_values, order_files
+from icelite.archive.reach import reach_of
+from icelite.archive.scan import COPIED, Parsing, scan_files
 from icelite.conflicts import ConflictDetector
 from icelite.errors import (
     AlreadyExistsError,
@@ -21,20 +35,6 @@ from icelite.repository import Repository
 from icelite.session import Session
 from icelite.types import Progress
 from icelite.virtualizarr.arrays import is_virtual
-from icelite.virtualizarr.ingestion.additions import (
-    METADATA,
-    Holdings,
-    check_continues,
-    find_holdings,
-    record_of,
-    split_known,
-)
-from icelite.virtualizarr.ingestion.agreement import Opened
-from icelite.virtualizarr.ingestion.combine import combine_files
-from icelite.virtualizarr.ingestion.inputs import Sources, list_inputs, name_of
-from icelite.virtualizarr.ingestion.order import describe_range, find_values, order_files
-from icelite.virtualizarr.ingestion.reach import reach_of
-from icelite.virtualizarr.ingestion.scan import COPIED, Parsing, scan_files
 from icelite.virtualizarr.sources import SOURCES_KEY
 from icelite.virtualizarr.writer import to_icelite
 

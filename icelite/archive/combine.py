@@ -10,11 +10,11 @@ from typing import Any
 
 import xarray as xr
 
+from icelite.archive.agreement import Opened, check_agreement, check_chunk_borders, stacked_names
+from icelite.archive.inputs import name_of
+from icelite.archive.scan import COPIED
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.virtualizarr.arrays import is_virtual
-from icelite.virtualizarr.ingestion.agreement import Opened, check_agreement, check_chunk_borders, stacked_names
-from icelite.virtualizarr.ingestion.inputs import name_of
-from icelite.virtualizarr.ingestion.scan import COPIED
 from icelite.virtualizarr.sources import SOURCES_KEY
 
 _STORED_TIMES = (

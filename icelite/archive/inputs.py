@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
+from icelite.archive.reach import lookup_target
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.virtual.s3 import S3Object
-from icelite.virtualizarr.ingestion.reach import lookup_target
 
 if TYPE_CHECKING:
     from icelite.virtual import VirtualAccess

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from icelite.errors import ErrorKind, StorageError
+from icelite.formats.manifests import build_array, json_attributes, packing_attributes
+from icelite.formats.parsed import ParsedGroup, no_group
+from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.manifests import build_array, json_attributes, packing_attributes
-from icelite.virtualizarr.parsers.parsed import ParsedGroup, no_group
-from icelite.virtualizarr.parsers.source import SourceFile
 
 _TYPES = {1: "i1", 2: "S1", 3: ">i2", 4: ">i4", 5: ">f4", 6: ">f8"}
 _TYPES |= {7: "u1", 8: ">u2", 9: ">u4", 10: ">i8", 11: ">u8"}  # CDF-5

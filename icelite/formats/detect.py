@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.virtualizarr.parsers.source import SourceFile
+from icelite.formats.source import SourceFile
 
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry

@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.hdf5_datasets import (
+from icelite.formats.hdf5_datasets import (
     check_storable,
     dims_of,
     find_reason,
@@ -23,9 +22,10 @@ from icelite.virtualizarr.parsers.hdf5_datasets import (
     text_attributes,
     unwritten,
 )
-from icelite.virtualizarr.parsers.manifests import is_fill_value, packing_attributes, with_dims
-from icelite.virtualizarr.parsers.parsed import Copied, ParsedGroup, lazy_copy, no_group
-from icelite.virtualizarr.parsers.source import SourceFile, describe
+from icelite.formats.manifests import is_fill_value, packing_attributes, with_dims
+from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.source import SourceFile, describe
+from icelite.types import SourceStamp
 
 _NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
 _PREFIX = "_nc4_non_coord_"  # netCDF4 marks so a variable that has a dimension's name and is not its coordinate

@@ -14,10 +14,10 @@ from virtualizarr import parsers
 from virtualizarr.manifests import ManifestArray
 from xarray.backends.zarr import FillValueCoder
 
+from icelite.formats.manifests import is_fill_value
+from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy
+from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.manifests import is_fill_value
-from icelite.virtualizarr.parsers.parsed import Copied, ParsedGroup, lazy_copy
-from icelite.virtualizarr.parsers.source import SourceFile
 
 
 def parse(

@@ -15,10 +15,10 @@ import xarray as xr
 from virtualizarr.manifests import ManifestArray
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.formats.grib_messages import Message, gaussian_latitudes, read_messages
+from icelite.formats.parsed import ParsedGroup, descend
+from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.grib_messages import Message, gaussian_latitudes, read_messages
-from icelite.virtualizarr.parsers.parsed import ParsedGroup, descend
-from icelite.virtualizarr.parsers.source import SourceFile, describe
 
 _AXES = {"y": "latitude", "x": "longitude"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icelite.virtualizarr.parsers.source import SourceFile
+from icelite.formats.source import SourceFile
 
 _END = b"7777"
 _HAS_GRID = 0x80  # flag of a GRIB1 message that describes its grid

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
+from icelite.formats.manifests import build_array
+from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.manifests import build_array
-from icelite.virtualizarr.parsers.parsed import Copied, ParsedGroup, lazy_copy, no_group
-from icelite.virtualizarr.parsers.source import SourceFile
 
 _STORED = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _TEXT = {"COMMENT", "HISTORY", ""}

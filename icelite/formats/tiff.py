@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from tifffile import TiffFile
 
+from icelite.formats.geotiff import describe_grid
+from icelite.formats.manifests import HAS_INLINED, build_array, is_fill_value, json_attributes
+from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.source import SourceFile
+from icelite.formats.tiff_layout import Layout, encode_chunk, find_codecs
 from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.geotiff import describe_grid
-from icelite.virtualizarr.parsers.manifests import HAS_INLINED, build_array, is_fill_value, json_attributes
-from icelite.virtualizarr.parsers.parsed import Copied, ParsedGroup, lazy_copy, no_group
-from icelite.virtualizarr.parsers.source import SourceFile
-from icelite.virtualizarr.parsers.tiff_layout import Layout, encode_chunk, find_codecs
 
 NAME = "band_data"  # as rioxarray calls it
 _GDAL_NAMES = {"SCALE": "scale_factor", "OFFSET": "add_offset", "UNITTYPE": "units", "DESCRIPTION": "long_name"}

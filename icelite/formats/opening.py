@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
-from icelite.virtualizarr.parsers.formats import Format, find_format, format_of_name
-from icelite.virtualizarr.parsers.parsed import ParsedGroup, check_unchanged, descend
-from icelite.virtualizarr.parsers.source import SourceFile, describe
+from icelite.formats.detect import Format, find_format, format_of_name
+from icelite.formats.parsed import ParsedGroup, check_unchanged, descend
+from icelite.formats.source import SourceFile, describe
 
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
@@ -81,7 +81,7 @@ def open_virtual(
     """
     source, stamp, parsed = _parse(url_or_path, parser, group, on_unreferenceable, registry, drop_variables or ())
     with _library_errors(source):
-        from icelite.virtualizarr.parsers.datasets import build_dataset, check_names
+        from icelite.formats.datasets import build_dataset, check_names
 
         if loadable_variables is not None:
             loadable_variables = list(loadable_variables)
@@ -125,7 +125,7 @@ def open_virtual_tree(
     datasets = {}
     copies: dict[str, str] = {}
     with _library_errors(source):
-        from icelite.virtualizarr.parsers.datasets import build_dataset
+        from icelite.formats.datasets import build_dataset
 
         for path, node in parsed.walk():
             names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
@@ -176,7 +176,7 @@ def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
             " `icelite import kerchunk`",
             ErrorKind.INVALID_ARGUMENT,
         )
-    module = import_module(f"icelite.virtualizarr.parsers.{_MODULES[form]}")
+    module = import_module(f"icelite.formats.{_MODULES[form]}")
     return cast("Callable[..., ParsedGroup]", module.parse)
 
 

@@ -16,8 +16,8 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
+from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
-from icelite.virtualizarr.parsers.source import SourceFile, describe
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray

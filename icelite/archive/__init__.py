@@ -4,8 +4,8 @@
 makes one dataset of them, `additions` knows what the repository has already, and `steps` puts these in a row.
 """
 
-from icelite.virtualizarr.ingestion.opened import Access, opened
-from icelite.virtualizarr.ingestion.scan import Parsing
-from icelite.virtualizarr.ingestion.steps import Ingestion, VirtualizeSummary
+from icelite.archive.opened import Access, opened
+from icelite.archive.scan import Parsing
+from icelite.archive.steps import Ingestion, VirtualizeSummary
 
 __all__ = ["Access", "Ingestion", "Parsing", "VirtualizeSummary", "opened"]

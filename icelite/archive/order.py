@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from icelite.archive.agreement import Opened
+from icelite.archive.inputs import name_of
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.virtualizarr.arrays import is_virtual
-from icelite.virtualizarr.ingestion.agreement import Opened
-from icelite.virtualizarr.ingestion.inputs import name_of
 
 
 @dataclass(frozen=True, slots=True)

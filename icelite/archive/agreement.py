@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from icelite.archive.inputs import name_of
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.virtualizarr.arrays import chunk_shape, is_virtual
-from icelite.virtualizarr.ingestion.inputs import name_of
 
 Opened = tuple[str, xr.Dataset]  # a file's URL and what is in it
 

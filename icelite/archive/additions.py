@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from icelite.archive.agreement import Opened
+from icelite.archive.order import Span, check_follows, find_values, is_placeholder
 from icelite.catalog.chunks import scan_chunks
 from icelite.catalog.locations import INLINE, lookup_location
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.metadata import array_info
 from icelite.types import Location, SourceStamp
 from icelite.virtualizarr.arrays import is_virtual
-from icelite.virtualizarr.ingestion.agreement import Opened
-from icelite.virtualizarr.ingestion.order import Span, check_follows, find_values, is_placeholder
 
 if TYPE_CHECKING:
     from icelite.repository import Repository
