@@ -21,11 +21,11 @@ from zarr.core.sync import sync
 import icelite.virtualizarr  # noqa: F401  (registers the accessors ds.icelite and tree.icelite)
 from icelite.catalog.checks import is_catalog
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
+from icelite.formats.packing import restore_dtypes
 from icelite.repository import Repository
 from icelite.session import Session
 from icelite.storage import StorageConfig
 from icelite.store import IceliteStore
-from icelite.virtualizarr.packing import restore_dtypes
 
 if TYPE_CHECKING:
     from icelite.config import RepositoryConfig

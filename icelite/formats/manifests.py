@@ -10,8 +10,8 @@ import numpy as np
 from virtualizarr.manifests import ChunkManifest, ManifestArray
 from xarray.backends.zarr import FillValueCoder
 
+from icelite.formats.packing import PACKING_KEYS
 from icelite.virtualizarr.arrays import chunk_shape
-from icelite.virtualizarr.packing import PACKING_KEYS
 
 INLINED = "__inlined__"  # the path that VirtualiZarr gives a chunk that it holds itself
 HAS_INLINED = "_inlined" in ChunkManifest.__annotations__  # since 2.8

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import quote, unquote
 
 import xarray as xr
 
@@ -18,6 +19,7 @@ from icelite.formats.source import SourceFile, describe
 
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
+    from virtualizarr.manifests import ManifestArray
 
     from icelite.types import SourceStamp
 
@@ -81,12 +83,10 @@ def open_virtual(
     """
     source, stamp, parsed = _parse(url_or_path, parser, group, on_unreferenceable, registry, drop_variables or ())
     with _library_errors(source):
-        from icelite.formats.datasets import build_dataset, check_names
-
         if loadable_variables is not None:
             loadable_variables = list(loadable_variables)
-            check_names(parsed, source, loadable_variables, "loadable_variables")
-        dataset = build_dataset(parsed, _registry(source), loadable_variables, decode_times)
+            _check_names(parsed, source, loadable_variables, "loadable_variables")
+        dataset = _build_dataset(parsed, _registry(source), loadable_variables, decode_times)
     check_unchanged(source, stamp)
     return _with_record(dataset, source, stamp, parsed.reasons)
 
@@ -125,11 +125,9 @@ def open_virtual_tree(
     datasets = {}
     copies: dict[str, str] = {}
     with _library_errors(source):
-        from icelite.formats.datasets import build_dataset
-
         for path, node in parsed.walk():
             names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
-            datasets[path or "/"] = build_dataset(node, _registry(source), names, decode_times)
+            datasets[path or "/"] = _build_dataset(node, _registry(source), names, decode_times)
             copies |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.reasons.items()}
     check_unchanged(source, stamp)
     datasets["/"] = _with_record(datasets["/"], source, stamp, copies)
@@ -233,3 +231,120 @@ def _with_record(dataset: xr.Dataset, source: SourceFile, stamp: SourceStamp, co
     dataset.encoding["icelite_sources"] = {source.url: stamp} if stamp.size is not None else {}
     dataset.encoding["icelite_copied"] = dict(copies)
     return dataset
+
+
+def _build_dataset(
+    group: ParsedGroup,
+    registry: ObjectStoreRegistry[Any],
+    loadable_variables: Iterable[str] | None,
+    decode_times: bool | None,
+) -> xr.Dataset:
+    """The dataset of one group: references, except for what is loaded and what is copied.
+
+    Parameters
+    ----------
+    loadable_variables
+        Names to load; None for those that have the name of their dimension.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument`` for a name to load that is not there.
+    """
+    from virtualizarr.manifests import ManifestGroup
+
+    wanted = _names_to_load(group, loadable_variables)
+    virtual = {name: array for name, array in group.arrays.items() if name not in wanted}
+    attributes = {**group.attributes, "coordinates": " ".join(group.coordinates)}
+    dataset = ManifestGroup(arrays=virtual, attributes=attributes).to_virtual_dataset()
+    for name in virtual:
+        dataset.variables[name].attrs.update(group.packing.get(name, {}))
+    raw = {name: copied.variable for name, copied in group.copied.items() if name not in wanted}
+    coordinates = {
+        name: variable for name, variable in raw.items() if name in group.coordinates or variable.dims == (name,)
+    }
+    dataset = dataset.assign({name: raw[name] for name in raw if name not in coordinates})
+    dataset = dataset.assign_coords(xr.Coordinates(coordinates, indexes={}))
+    dataset = dataset.assign_coords(group.made)
+    loaded = _load(group, wanted, registry, decode_times)
+    return dataset.assign(loaded.data_vars).assign_coords(loaded.coords)
+
+
+def _names_to_load(group: ParsedGroup, names: Iterable[str] | None) -> set[str]:
+    if names is None:
+        dims: dict[str, tuple[Hashable, ...]] = {
+            name: tuple(array.metadata.dimension_names or ()) for name, array in group.arrays.items()
+        }
+        dims |= {name: copied.variable.dims for name, copied in group.copied.items()}
+        return {name for name, along in dims.items() if along == (name,)}
+    return set(names) - group.made.keys()
+
+
+def _load(
+    group: ParsedGroup, wanted: set[str], registry: ObjectStoreRegistry[Any], decode_times: bool | None
+) -> xr.Dataset:
+    """The variables to load, decoded as xarray does, and read."""
+    if not wanted:
+        return xr.Dataset()
+    loaded = _decode(group, wanted, registry, decode_times)
+    return (
+        loaded[sorted(wanted)]
+        .reset_coords(drop=False)
+        .set_coords([name for name in wanted if name in group.coordinates or loaded[name].dims == (name,)])
+    )
+
+
+def _decode(
+    group: ParsedGroup, wanted: set[str], registry: ObjectStoreRegistry[Any], decode_times: bool | None
+) -> xr.Dataset:
+    from obspec_utils.registry import ObjectStoreRegistry
+    from virtualizarr.manifests import ManifestGroup, ManifestStore
+
+    arrays = {name: array for name, array in group.arrays.items() if name in wanted}
+    if any(mark in url for url in _urls(arrays) for mark in "#?"):
+        arrays = {name: array.rename_paths(_quoted) for name, array in arrays.items()}
+        registry = ObjectStoreRegistry({"file://": _QuotedFiles()})
+    store = ManifestStore(ManifestGroup(arrays=arrays, attributes={}), registry=registry)
+    with xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None, decode_cf=False) as referenced:
+        raw = referenced.assign({name: copied.variable for name, copied in group.copied.items() if name in wanted})
+        try:
+            return xr.decode_cf(raw, decode_times=decode_times is not False).load()
+        except ValueError:
+            if decode_times is not None:
+                raise
+            return xr.decode_cf(raw, decode_times=False).load()  # a unit of time that only its reader can decode
+
+
+def _urls(arrays: Mapping[str, ManifestArray]) -> set[str]:
+    return {url for array in arrays.values() for url in array.manifest.iter_nonempty_paths() if url.startswith("file:")}
+
+
+def _quoted(url: str) -> str:
+    return "file://" + quote(url.removeprefix("file://")) if url.startswith("file://") else url
+
+
+class _QuotedFiles:
+    """Local files by quoted paths: VirtualiZarr takes what follows ``#`` or ``?`` for no part of a name."""
+
+    async def get_range_async(self, path: str, *, start: int, end: int) -> bytes:
+        with open("/" + unquote(path).lstrip("/"), "rb") as stream:  # noqa: ASYNC230  # a coordinate's few bytes
+            stream.seek(start)
+            return stream.read(end - start)
+
+
+def _check_names(group: ParsedGroup, source: SourceFile, names: Iterable[str], argument: str) -> None:
+    """Check that every name is a variable of the group.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument``.
+    """
+    present = group.arrays.keys() | group.copied.keys() | group.made.keys()
+    absent = sorted(set(names) - present)
+    if absent:
+        raise InvalidInputError(
+            f"{argument} names {', '.join(absent)}, which {source.url!r} does not hold: it has"
+            f" {', '.join(sorted(present)) or 'no variables'}",
+            ErrorKind.INVALID_ARGUMENT,
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from icelite.errors import ErrorKind, StorageError
-from icelite.virtualizarr.packing import PACKING_KEYS, Named
+from icelite.formats.packing import PACKING_KEYS, Named
 
 if TYPE_CHECKING:
     from icelite.types import SourceStamp

@@ -17,6 +17,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.formats.packing import PACKING_DTYPES
 from icelite.keys import check_path
 from icelite.store import IceliteStore
 from icelite.virtualizarr.arrays import (
@@ -27,7 +28,6 @@ from icelite.virtualizarr.arrays import (
     read_references,
     stored_metadata,
 )
-from icelite.virtualizarr.packing import PACKING_DTYPES
 from icelite.virtualizarr.place import Place, Request, find_place
 from icelite.virtualizarr.rehearsal import UNENCODABLE, rehearse
 from icelite.virtualizarr.sources import Sources

@@ -19,7 +19,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.virtualizarr.packing import restore_dtypes
+from icelite.formats.packing import restore_dtypes
 from icelite.virtualizarr.place import Place
 
 UNENCODABLE = (TypeError, ValueError, NotImplementedError, OverflowError)  # what xarray raises for what it cannot store

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
-from icelite.store.references import SHOWN
-from icelite.types import SourceStamp
-from icelite.virtualizarr.originals import read_originals
-from icelite.virtualizarr.packing import (
+from icelite.formats.packing import (
     PACKING_DTYPES,
     Named,
     describe_dtypes,
@@ -21,6 +18,9 @@ from icelite.virtualizarr.packing import (
     is_certain,
     packing_of,
 )
+from icelite.store.references import SHOWN
+from icelite.types import SourceStamp
+from icelite.virtualizarr.originals import read_originals
 
 if TYPE_CHECKING:
     from icelite.virtual import VirtualAccess

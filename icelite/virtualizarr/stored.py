@@ -17,9 +17,9 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError
+from icelite.formats.packing import PACKING_DTYPES, PACKING_KEYS
 from icelite.store import IceliteStore
 from icelite.virtualizarr.arrays import chunk_shape
-from icelite.virtualizarr.packing import PACKING_DTYPES, PACKING_KEYS
 
 _LAYOUT_KEYS = ("data_type", "dimension_names", "chunk_grid", "codecs", "fill_value")
 _MEANING_KEYS = ("_FillValue", "missing_value", *PACKING_KEYS, PACKING_DTYPES, "_Unsigned")

@@ -85,7 +85,7 @@ def to_icelite(
     Packed values are decoded to the type of ``scale_factor`` and ``add_offset`` in their file, often `float32`. JSON
     has no such types and VirtualiZarr drops them, so they are read from the header of the first file that a variable
     refers to (HDF5, netCDF-3) and recorded in the array's attribute ``icelite_packing_dtypes``, which the engine
-    ``icelite`` applies and hides; see `icelite.virtualizarr.packing`. A file that may not be read gives a warning.
+    ``icelite`` applies and hides; see `icelite.formats.packing`. A file that may not be read gives a warning.
 
     Parameters
     ----------

@@ -228,7 +228,7 @@ def test_a_file_that_changes_while_it_is_parsed(path: Path, monkeypatch: pytest.
         os.utime(path, ns=(1, 1))
         return xr.Dataset()
 
-    monkeypatch.setattr("icelite.formats.datasets.build_dataset", touch)
+    monkeypatch.setattr("icelite.formats.opening._build_dataset", touch)
     with pytest.raises(StorageError, match="changed while it was parsed") as error:
         open_virtual(path, drop_variables=["lists"])
     assert error.value.kind == ErrorKind.VIRTUAL_CHUNK_MODIFIED

@@ -22,7 +22,7 @@ fits = pytest.importorskip("astropy.io.fits")
 pytest.importorskip("virtualizarr")
 pytest.importorskip("virtual_tiff")
 
-from icelite.formats.grib_messages import gaussian_latitudes, read_messages  # noqa: E402
+from icelite.formats.grib import gaussian_latitudes, read_messages  # noqa: E402
 from icelite.formats.manifests import HAS_INLINED, json_attributes  # noqa: E402
 
 VALUES = np.arange(50 * 40, dtype="f4").reshape(50, 40)
