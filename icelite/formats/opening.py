@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ _MODULES = {
     Format.ZARR: "zarr",
     Format.ZIPPED_ZARR: "zarr",
 }
+_CHOICES = {"on_unreferenceable": ("copy", "raise"), "on_unreadable": ("skip", "raise")}
 _PACKAGES = {"arro3.core": "arro3-core"}  # by module, where the name differs
 
 
@@ -45,6 +47,7 @@ def open_virtual(
     loadable_variables: Iterable[str] | None = None,
     decode_times: bool | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
+    on_unreadable: Literal["skip", "raise"] = "skip",
     registry: ObjectStoreRegistry[Any] | None = None,
 ) -> xr.Dataset:
     """One group of a file as a dataset whose variables are references to the file's own chunks.
@@ -65,6 +68,9 @@ def open_virtual(
         For loaded variables, as in `xarray.open_dataset`; None decodes what can be decoded.
     on_unreferenceable
         What to do about data that cannot be referenced.
+    on_unreadable
+        What to do about a variable that no library reads, or whose values Zarr has no type for: ``"skip"`` leaves it
+        out with a warning, ``"raise"`` refuses the file.
     registry
         Object stores by URL prefix, for files that are not local.
 
@@ -72,7 +78,7 @@ def open_virtual(
     -------
     xr.Dataset
         Its ``encoding`` has ``"icelite_sources"``, what each file looked like (URL to `SourceStamp`), and
-        ``"icelite_copied"``, why a variable is copied (name to text).
+        ``"icelite_copied"``, why a variable is copied, and ``"icelite_skipped"``, why one is left out (name to text).
 
     Raises
     ------
@@ -81,14 +87,15 @@ def open_virtual(
     StorageError
         ``unreadable-source``, ``virtual-chunk-modified`` when the file changed while it was parsed.
     """
-    source, stamp, parsed = _parse(url_or_path, parser, group, on_unreferenceable, registry, drop_variables or ())
+    choices = {"on_unreferenceable": on_unreferenceable, "on_unreadable": on_unreadable}
+    source, stamp, parsed = _parse(url_or_path, parser, group, choices, registry, drop_variables or ())
     with _library_errors(source):
         if loadable_variables is not None:
             loadable_variables = list(loadable_variables)
             _check_names(parsed, source, loadable_variables, "loadable_variables")
         dataset = _build_dataset(parsed, _registry(source), loadable_variables, decode_times)
     check_unchanged(source, stamp)
-    return _with_record(dataset, source, stamp, parsed.reasons)
+    return _with_record(dataset, source, stamp, parsed.reasons, parsed.skipped)
 
 
 def open_virtual_tree(
@@ -100,6 +107,7 @@ def open_virtual_tree(
     loadable_variables: Iterable[str] | None = None,
     decode_times: bool | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
+    on_unreadable: Literal["skip", "raise"] = "skip",
     registry: ObjectStoreRegistry[Any] | None = None,
 ) -> xr.DataTree:
     """All groups of a file, as `open_virtual` does one.
@@ -120,17 +128,20 @@ def open_virtual_tree(
         As `open_virtual`.
     """
     dropped = list(drop_variables or ())
-    source, stamp, parsed = _parse(url_or_path, parser, group, on_unreferenceable, registry, dropped, whole_tree=True)
+    choices = {"on_unreferenceable": on_unreferenceable, "on_unreadable": on_unreadable}
+    source, stamp, parsed = _parse(url_or_path, parser, group, choices, registry, dropped, whole_tree=True)
     wanted = None if loadable_variables is None else set(loadable_variables)
     datasets = {}
     copies: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     with _library_errors(source):
         for path, node in parsed.walk():
             names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
             datasets[path or "/"] = _build_dataset(node, _registry(source), names, decode_times)
             copies |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.reasons.items()}
+            skipped |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.skipped.items()}
     check_unchanged(source, stamp)
-    datasets["/"] = _with_record(datasets["/"], source, stamp, copies)
+    datasets["/"] = _with_record(datasets["/"], source, stamp, copies, skipped)
     return xr.DataTree.from_dict(datasets)
 
 
@@ -138,16 +149,17 @@ def _parse(
     url_or_path: str | os.PathLike[str],
     parser: Any,
     group: str | None,
-    on_unreferenceable: str,
+    choices: Mapping[str, str],
     registry: ObjectStoreRegistry[Any] | None,
     drop_variables: Iterable[str],
     *,
     whole_tree: bool = False,
 ) -> tuple[SourceFile, SourceStamp, ParsedGroup]:
-    if on_unreferenceable not in ("copy", "raise"):
-        raise InvalidInputError(
-            f"on_unreferenceable must be 'copy' or 'raise', not {on_unreferenceable!r}", ErrorKind.INVALID_ARGUMENT
-        )
+    for name, choice in choices.items():
+        if choice not in _CHOICES[name]:
+            raise InvalidInputError(
+                f"{name} must be {' or '.join(map(repr, _CHOICES[name]))}, not {choice!r}", ErrorKind.INVALID_ARGUMENT
+            )
     source = SourceFile.locate(url_or_path, registry=registry)
     with _library_errors(source):
         source = replace(source, registry=_registry(source))
@@ -157,8 +169,13 @@ def _parse(
     with _library_errors(source):
         parsed = parse(source, stamp, (group or "").strip("/"), dropped, whole_tree)
     parsed = _without(parsed, dropped)
-    if on_unreferenceable == "raise":
-        _refuse_copies(source, parsed)
+    if choices["on_unreferenceable"] == "raise":
+        _refuse(source, parsed, "reasons", "cannot be referenced", "on_unreferenceable='copy'")
+    if choices["on_unreadable"] == "raise":
+        _refuse(source, parsed, "skipped", "cannot be read", "on_unreadable='skip'")
+    for path, node in parsed.walk():
+        for name, reason in node.skipped.items():
+            warnings.warn(f"{f'{path}/{name}'.lstrip('/')!r} of {source.url!r} is left out: {reason}", stacklevel=4)
     return source, stamp, parsed
 
 
@@ -211,25 +228,32 @@ def _without(parsed: ParsedGroup, dropped: Collection[str]) -> ParsedGroup:
     return replace(parsed, groups={name: _without(below, dropped) for name, below in parsed.groups.items()})
 
 
-def _refuse_copies(source: SourceFile, parsed: ParsedGroup) -> None:
+def _refuse(source: SourceFile, parsed: ParsedGroup, which: str, problem: str, choice: str) -> None:
     found = [
         f"{f'{path}/{name}'.lstrip('/')!r}: {reason}"
         for path, node in parsed.walk()
-        for name, reason in node.reasons.items()
+        for name, reason in getattr(node, which).items()
     ]
     if found:
         raise InvalidInputError(
-            f"{source.url!r} has {len(found)} variables that cannot be referenced: {'; '.join(found)}; drop them"
-            " (drop_variables=), or pass on_unreferenceable='copy'",
+            f"{source.url!r} has {len(found)} variables that {problem}: {'; '.join(found)}; drop them"
+            f" (drop_variables=), or pass {choice}",
             ErrorKind.UNREFERENCEABLE_DATA,
         )
 
 
-def _with_record(dataset: xr.Dataset, source: SourceFile, stamp: SourceStamp, copies: Mapping[str, str]) -> xr.Dataset:
+def _with_record(
+    dataset: xr.Dataset,
+    source: SourceFile,
+    stamp: SourceStamp,
+    copies: Mapping[str, str],
+    skipped: Mapping[str, str],
+) -> xr.Dataset:
     dataset.encoding["source"] = source.url
     # the files of a directory are many, and looked at when they are referenced
     dataset.encoding["icelite_sources"] = {source.url: stamp} if stamp.size is not None else {}
     dataset.encoding["icelite_copied"] = dict(copies)
+    dataset.encoding["icelite_skipped"] = dict(skipped)
     return dataset
 
 

@@ -45,6 +45,8 @@ class ParsedGroup:
         Variables that are coordinates though no dimension has their name.
     partly
         Why some chunks of an array are copied, by variable.
+    skipped
+        Why a variable is left out, by name: no library reads it, or Zarr cannot store its values.
     packing
         ``scale_factor`` and ``add_offset`` by variable, with the types that JSON does not keep.
     """
@@ -56,6 +58,7 @@ class ParsedGroup:
     coordinates: tuple[str, ...] = ()
     groups: dict[str, ParsedGroup] = field(default_factory=dict)
     partly: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     packing: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -82,6 +85,7 @@ class ParsedGroup:
             arrays={name: array for name, array in self.arrays.items() if name not in dropped},
             copied={name: copied for name, copied in self.copied.items() if name not in dropped},
             made={name: variable for name, variable in self.made.items() if name not in dropped},
+            skipped={name: reason for name, reason in self.skipped.items() if name not in dropped},
         )
 
     @property
