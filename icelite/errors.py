@@ -11,6 +11,15 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+SHOWN_CHARACTERS = 300  # of a text that may come from a stranger, as an error repeats it
+
+
+def shown(text: object) -> str:
+    """A value as an error may repeat it: quoted, and cut where it is long."""
+    if isinstance(text, str | bytes) and len(text) > SHOWN_CHARACTERS:
+        return f"{text[:SHOWN_CHARACTERS]!r}... ({len(text)} in all)"
+    return repr(text)
+
 
 class ErrorKind(StrEnum):
     """Machine-readable cause of an `IceliteError`; compares equal to its string."""
@@ -105,6 +114,7 @@ class ErrorKind(StrEnum):
     UNEXPECTED_SCHEMA = "unexpected-schema"
     UNSAFE_SIDECAR = "unsafe-sidecar"
     CORRUPT = "corrupt"
+    OVER_BUDGET = "over-budget"
     # InternalError
     UNKNOWN = "unknown"
 

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.budget import MAX_PATH_CHARACTERS, MAX_SEGMENTS
+from icelite.errors import ErrorKind, InvalidInputError, shown
 
 DOCUMENTS = {"zarr.json": 3, ".zarray": 2, ".zgroup": 2, ".zattrs": 2}
 CONSOLIDATED = ".zmetadata"  # Zarr v2's copy of all metadata: never stored, since it could go stale
+_RESERVED = frozenset({*DOCUMENTS, CONSOLIDATED})
+_BLANK = re.compile(r"(?:^|/)[. ]*(?:/|$)")  # a segment of nothing but dots and spaces
 _POSITION = re.compile(r"(?:0|[1-9][0-9]*)(?:[/.](?:0|[1-9][0-9]*))*")
 
 
@@ -100,28 +103,57 @@ def _is_dotted_chunk(name: str) -> bool:
     return name.startswith("c.") and _POSITION.fullmatch(name[2:]) is not None
 
 
-def check_path(path: str) -> str:
+def find_path_fault(path: object) -> str | None:
+    """The reason why a node cannot have this path, without slashes at its ends; None where it can.
+
+    Names are not paths of a file system, but exports make such of them: so none may mean another place there, on
+    whatever system, and none may be mistaken for a metadata document.
+    """
+    if not isinstance(path, str):
+        return f"is a {type(path).__name__}, not a text"
+    if len(path) > MAX_PATH_CHARACTERS:
+        return f"has {len(path)} characters, at most {MAX_PATH_CHARACTERS} are allowed"
+    if not path:
+        return None
+    segments = path.split("/")
+    if len(segments) > MAX_SEGMENTS:
+        return f"has {len(segments)} segments, at most {MAX_SEGMENTS} are allowed"
+    if path.isprintable() and "\\" not in path and _RESERVED.isdisjoint(segments) and not _BLANK.search(path):
+        return None
+    segment = next(name for name in segments if _find_segment_fault(name))
+    return f"has the segment {segment!r}, which {_find_segment_fault(segment)}"
+
+
+def _find_segment_fault(segment: str) -> str | None:
+    if not segment.strip(". "):
+        return "is empty, or nothing but dots and spaces"
+    if not segment.isprintable():
+        return "has control characters, or others that cannot be printed"
+    if "\\" in segment:
+        return "has a backslash, which zarr reads as '/'"
+    return "is the name of a metadata document" if segment in _RESERVED else None
+
+
+def check_path(path: object) -> str:
     """A node path without slashes at its ends, checked.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-path`` when a segment is empty, ``.`` or ``..``, or has control characters.
+        ``invalid-path`` when it is too long, or a segment is empty, only dots, the name of a metadata document, or has
+        a backslash or control characters.
     """
-    bare = path.strip("/")
-    for segment in bare.split("/") if bare else ():
-        if segment in ("", ".", "..") or not segment.isprintable():
-            raise InvalidInputError(
-                f"path {path!r} has the segment {segment!r}; segments are names, not empty, '.' or '..'",
-                ErrorKind.INVALID_PATH,
-            )
-    return bare
+    bare = path.strip("/") if isinstance(path, str) else path
+    fault = find_path_fault(bare)
+    if fault is not None:
+        raise InvalidInputError(f"path {shown(path)} {fault}; segments are names", ErrorKind.INVALID_PATH)
+    return str(bare)
 
 
 def invalid_key(key: str, reason: str) -> InvalidInputError:
     """The error for a key that is not Zarr's."""
     return InvalidInputError(
-        f"key {key!r} {reason}; icelite holds Zarr hierarchies only: metadata documents"
+        f"key {shown(key)} {reason}; icelite holds Zarr hierarchies only: metadata documents"
         f" ({', '.join(DOCUMENTS)}) and chunks of existing arrays",
         ErrorKind.INVALID_KEY,
     )

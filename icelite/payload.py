@@ -10,6 +10,7 @@ from functools import cache
 from typing import TypeVar
 
 from icelite.catalog.database import Catalog
+from icelite.catalog.json_column import damaged
 from icelite.catalog.locations import INLINE, lookup_location
 from icelite.catalog.payloads import lookup_payload, lookup_payload_range, lookup_payloads
 from icelite.catalog.settings import list_containers
@@ -93,7 +94,10 @@ class Payloads:
 
     def _inline(self, ref: ChunkRef, chunk: str, window: Window | None) -> bytes:
         if window is None or window == (0, ref.length):
-            return lookup_payload(self._catalog, ref.offset, chunk)
+            data = lookup_payload(self._catalog, ref.offset, chunk)
+            if len(data) != ref.length:
+                raise damaged(f"chunk {chunk}", f"{len(data)} bytes, and its reference says {ref.length}")
+            return data
         start, stop = window
         if start >= stop:
             return b""

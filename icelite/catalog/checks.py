@@ -1,6 +1,6 @@
 """What a file must pass before a catalog is read from it: it may come from a stranger.
 
-The order matters: the place, the 100-byte header, the sidecar, the exact schema, then (for a file that this
+The order matters: the place, what lies beside it, the 100-byte header, the exact schema, then (for a file that this
 machine does not know) SQLite's own ``integrity_check``. STRICT and CHECK do not protect a reader; this check
 does, and unlike ``quick_check`` it compares indexes with their tables (https://sqlite.org/security.html,
 "Untrusted SQLite Database Files").
@@ -24,6 +24,7 @@ from pathlib import Path
 import apsw
 
 from icelite.catalog.known import is_known, remember
+from icelite.catalog.sidecars import check_sidecars
 from icelite.errors import (
     AlreadyExistsError,
     ErrorKind,
@@ -37,7 +38,6 @@ APPLICATION_ID = 0x49434C54  # "ICLT"
 FORMAT_VERSION = 1
 HEADER_BYTES = 100
 SQLITE_MAGIC = b"SQLite format 3\0"
-JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 CHECK_BYTES_PER_SECOND = 20 << 20  # a slow disk; integrity_check reads 140 MB/s on an ordinary one
 
 SELECT_SCHEMA = "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema"
@@ -103,33 +103,8 @@ def check_place(path: Path) -> os.stat_result:
             f"{path} is an empty file, not an icelite catalog; delete it, then Repository.create it",
             ErrorKind.EMPTY_FILE,
         )
-    _check_sidecar(path)
+    check_sidecars(path)
     return status
-
-
-def _check_sidecar(path: Path) -> None:
-    """Refuse a rollback journal that names a super-journal: older SQLites deleted whatever file it names.
-
-    icelite's own journals never name one. A plain journal, left by a crash, is rolled back by SQLite
-    (https://sqlite.org/fileformat2.html#the_rollback_journal).
-    """
-    journal = path.with_name(path.name + "-journal")
-    try:
-        with journal.open("rb") as handle:
-            handle.seek(0, 2)
-            handle.seek(max(0, handle.tell() - len(JOURNAL_MAGIC)))
-            tail = handle.read()
-            named = handle.tell() > 512 and tail == JOURNAL_MAGIC
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError(f"{journal} cannot be read: {error.strerror}", ErrorKind.IO) from error
-    if named:
-        raise FormatError(
-            f"{journal} names a further journal, which icelite never writes: it may have been planted;"
-            " remove it if you trust the catalog without it",
-            ErrorKind.UNSAFE_SIDECAR,
-        )
 
 
 def already_exists(path: Path | str) -> AlreadyExistsError:
@@ -257,7 +232,8 @@ def check_length(connection: apsw.Connection, path: Path) -> None:
 def _schema(connection: apsw.Connection) -> set[tuple[str, str, str, str]]:
     """The schema without comments and spacing, and without the tables that ANALYZE leaves.
 
-    A quote could hide text from this reading, so a statement with one is kept as it is, and then differs.
+    A quote could hide text from this reading, so a statement with one is kept as it is, and then differs. So is one
+    with a NUL, where SQLite stops reading, or another character that it does not take for what Python does.
     """
     found = set()
     for row in connection.execute(SELECT_SCHEMA).fetchall():
@@ -268,10 +244,13 @@ def _schema(connection: apsw.Connection) -> set[tuple[str, str, str, str]]:
     return found
 
 
+_HIDES = re.compile(r"""['"`\[]|[^\t\n\f\r -~]""")
+
+
 @lru_cache(maxsize=32)  # every session that opens sees the same texts
 def _bare(sql: str) -> str:
     bare = re.sub(r"--[^\n]*", "", sql)
-    return sql if re.search(r"""['"`\[]""", bare) else " ".join(bare.split())
+    return sql if _HIDES.search(bare) or "\0" in sql else " ".join(bare.split())
 
 
 @cache

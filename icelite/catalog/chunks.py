@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.positions import split_positions
 from icelite.catalog.snapshots import LINEAGE
+from icelite.catalog.values import OPTIONAL_INT, check_number, check_types, types
+from icelite.errors import shown
 from icelite.types import ChunkRef, ChunkType, View
 
 # One segment in the lineage: the greatest seq that is not above ours wins, and the key finds it.
@@ -72,6 +74,10 @@ SELECT location_id, count(*), sum(length), max(offset + length) FROM (
 )
 SELECT_STORED_BYTES = LINEAGE + f"SELECT coalesce(sum(length), 0) FROM ({_VISIBLE}) WHERE location_id IS NOT NULL"
 
+VERSION = types(int, int, OPTIONAL_INT, int, int)  # of SELECT_CHUNK_VERSIONS
+USE = types(int, int, int, int)
+SUM = types(int, int)
+
 SCAN_ROWS = 500_000  # references in one string: about 10 bytes each, four strings
 ALL_ROWS = -1
 FIRST = ""
@@ -100,11 +106,23 @@ def find_chunk(catalog: Catalog, view: View, node_id: int, chunk: str) -> ChunkR
     """Where a chunk's bytes are, or None when it was never written or was deleted."""
     if len(view.bounds) == 1:
         row = catalog.row(SELECT_CHUNK, (node_id, chunk, view.seq, view.seg))
-        return None if row is None or row[0] is None else ChunkRef(*row)
+        return None if row is None else _ref(row, chunk)
     with catalog.read() as txn:
-        for seg, seq, location_id, offset, length in txn.rows(SELECT_CHUNK_VERSIONS, (node_id, chunk, view.seq)):
-            if seq <= view.bounds.get(seg, -1):
-                return None if location_id is None else ChunkRef(location_id, offset, length)
+        for row in txn.rows(SELECT_CHUNK_VERSIONS, (node_id, chunk, view.seq)):
+            if tuple(map(type, row)) not in VERSION:
+                check_types(row, VERSION, f"chunk {chunk!r}")
+            if row[1] <= view.bounds.get(row[0], -1):
+                return _ref(row[2:], chunk)
+    return None
+
+
+def _ref(row: Row, chunk: str) -> ChunkRef | None:
+    """A reference from its three columns; None where the chunk was deleted."""
+    location_id, offset, length = row
+    if type(location_id) is int and type(offset) is int and type(length) is int and offset >= 0 <= length:
+        return ChunkRef(location_id, offset, length)
+    if location_id is not None:
+        raise damaged(f"chunk {shown(chunk)}", f"it is {shown(length)} bytes from {shown(offset)} of a location")
     return None
 
 
@@ -114,9 +132,8 @@ def find_chunks(catalog: Catalog, view: View, node_id: int, chunks: Sequence[str
     with catalog.read() as txn:
         names = '["' + '","'.join(chunks) + '"]'  # grid positions need no escaping
         rows = txn.rows(SELECT_CHUNKS, (view.seg, view.seq, node_id, names))
-    for place, _, location_id, offset, length in rows:
-        if location_id is not None:
-            found[place] = ChunkRef(location_id, offset, length)
+    for place, _, *row in rows:
+        found[place] = _ref(tuple(row), chunks[place])
     return found
 
 
@@ -142,19 +159,26 @@ def scan_chunks(catalog: Catalog, view: View, node_id: int) -> list[ChunkColumns
             start = block.chunks[-1] + AFTER
 
 
-def as_columns(what: str, chunks: str, location_ids: str, offsets: str, lengths: str) -> ChunkColumns:
-    """The columns that a query joined to strings.
+def as_columns(what: str, chunks: object, *columns: object) -> ChunkColumns:
+    """The columns that a query joined to strings: grid positions, location ids, offsets, lengths.
 
     Raises
     ------
     FormatError
         ``corrupt``.
     """
-    numbers = (np.fromstring(text, dtype=np.int64, sep=",") for text in (location_ids, offsets, lengths))
-    block = ChunkColumns(split_positions(chunks, what), *numbers)
-    if len(block.chunks) != len(block.lengths):
-        raise damaged(what, "a grid position has a line break")
+    block = ChunkColumns(split_positions(chunks, what), *(_numbers(text, what) for text in columns))
+    if any(len(column) != len(block.chunks) for column in block[1:]):
+        raise damaged(what, "a grid position has a line break, or a value is not a number")
+    if any(column.min(initial=0) < 0 for column in block[1:]):
+        raise damaged(what, "a reference has a negative number")
     return block
+
+
+def _numbers(text: object, what: str) -> npt.NDArray[np.int64]:
+    if not isinstance(text, str) or not text.isascii() or text.encode().translate(None, b"0123456789,-"):
+        raise damaged(what, "a value is not a number")
+    return np.fromstring(text, dtype=np.int64, sep=",")
 
 
 def kept(block: ChunkColumns, keep: npt.NDArray[np.bool_]) -> ChunkColumns:
@@ -168,15 +192,21 @@ def kept(block: ChunkColumns, keep: npt.NDArray[np.bool_]) -> ChunkColumns:
 
 def list_uses(txn: Transaction, view: View) -> list[Use]:
     """What a snapshot has in each of its locations, inline ones included."""
-    return [Use(*row) for row in txn.rows(SELECT_SOURCES, (view.seg, view.seq))]
+    rows = txn.rows(SELECT_SOURCES, (view.seg, view.seq))
+    for row in rows:
+        check_types(row, USE, "a reference")
+    return [Use(*row) for row in rows]
 
 
 def stored_bytes(catalog: Catalog, view: View, node_id: int) -> int:
     """The sum of the lengths of an array's chunks."""
     row = catalog.row(SELECT_STORED_BYTES, (view.seg, view.seq, node_id, FIRST, ALL_ROWS))
-    return 0 if row is None else int(row[0])
+    return 0 if row is None else check_number(row[0], f"array {node_id}")
 
 
 def sum_stored_bytes(txn: Transaction) -> dict[ChunkType, int]:
     """The bytes of all chunks that any row refers to, by where they are."""
-    return {ChunkType(kind): int(total) for kind, total in txn.rows(SELECT_SUMS)}
+    rows = txn.rows(SELECT_SUMS)
+    for row in rows:
+        check_types(row, SUM, "a reference")
+    return {ChunkType(kind): total for kind, total in rows}

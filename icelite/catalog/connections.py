@@ -18,6 +18,7 @@ from pathlib import Path
 import apsw
 
 from icelite.catalog import checks
+from icelite.catalog.sidecars import find_stale
 from icelite.errors import ErrorKind, FormatError, RepositoryNotFoundError, StorageError
 from icelite.storage import StorageConfig
 
@@ -175,7 +176,7 @@ def check_free(path: Path) -> None:
     AlreadyExistsError, FormatError, StorageError
         ``repository-already-exists``; ``unsafe-sidecar``; ``io``.
     """
-    stale = _find_sidecar(path)  # before the file: whoever writes a journal has the file already
+    stale = find_stale(path)  # before the file: whoever writes a journal has the file already
     if os.path.lexists(path):
         raise checks.already_exists(path)
     if stale is not None:
@@ -184,26 +185,6 @@ def check_free(path: Path) -> None:
             " remove it first",
             ErrorKind.UNSAFE_SIDECAR,
         )
-
-
-def _find_sidecar(path: Path) -> Path | None:
-    """A journal of SQLite's beside the path, with something in it.
-
-    Raises
-    ------
-    StorageError
-        ``io``, for a name so long that its journal cannot have one.
-    """
-    for suffix in ("-journal", "-wal"):
-        sidecar = path.with_name(path.name + suffix)
-        try:
-            if sidecar.stat().st_size > 0:
-                return sidecar
-        except (FileNotFoundError, NotADirectoryError):  # a missing directory is reported later
-            continue
-        except OSError as error:
-            raise StorageError(f"{path} cannot be created with its journal: {error.strerror}", ErrorKind.IO) from error
-    return None
 
 
 def _write_first_rows(connection: apsw.Connection, initialize: Callable[[apsw.Connection], None]) -> None:

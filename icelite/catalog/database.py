@@ -26,9 +26,9 @@ from typing import Any
 import apsw
 
 from icelite.catalog import checks, connections, known, remote
-from icelite.catalog.failures import translate, translated
+from icelite.catalog.failures import FOREIGN, translate, translated
 from icelite.catalog.prepared import Spares, prepare
-from icelite.errors import ErrorKind, InternalError, ReadOnlyError, SessionStateError
+from icelite.errors import ErrorKind, FormatError, InternalError, ReadOnlyError, SessionStateError
 from icelite.storage import StorageConfig
 
 Row = tuple[Any, ...]
@@ -73,9 +73,21 @@ class Transaction:
         return self._connection.last_insert_rowid()
 
     def read_blob(self, table: str, column: str, rowid: int, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start`` of one value, without loading the rest of it."""
+        """``length`` bytes from ``start`` of one value, without loading the rest of it.
+
+        Raises
+        ------
+        FormatError
+            ``corrupt`` where the value ends before.
+        """
         blob = self._connection.blob_open("main", table, column, rowid, False)
         try:
+            if start + length > blob.length():
+                raise FormatError(
+                    f"{table} {rowid} has {blob.length()} bytes, and its reference names {start + length};"
+                    " restore the file from a copy",
+                    ErrorKind.CORRUPT,
+                )
             blob.seek(start)
             return blob.read(length)
         finally:
@@ -279,7 +291,7 @@ class Catalog:
             self._catch_up()
             try:
                 rows = self._connection.execute(sql, bindings).fetchall()
-            except (apsw.Error, UnicodeDecodeError) as error:
+            except FOREIGN as error:
                 raise translate(error, self.storage.name, self.busy_timeout) from error
         return rows[0] if rows else None
 

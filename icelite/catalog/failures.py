@@ -7,8 +7,25 @@ from contextlib import contextmanager
 
 import apsw
 
-from icelite.errors import ErrorKind, FormatError, IceliteError, InternalError, ReadOnlyError, StorageError
+from icelite.errors import (
+    ErrorKind,
+    FormatError,
+    IceliteError,
+    InternalError,
+    InvalidInputError,
+    ReadOnlyError,
+    StorageError,
+)
 from icelite.storage import StorageConfig
+
+# Besides apsw's own: TEXT that is not UTF-8, and what a caller gave that SQLite has no form for.
+_DAMAGES = (
+    "integer overflow",  # a sum of forged numbers
+    "unsupported file format",  # a header that promises what no SQLite can read
+    "no such rowid",  # of a payload that a reference names
+    "cannot open value of type",  # a payload that is no BLOB
+)
+FOREIGN = (apsw.Error, UnicodeError, OverflowError)
 
 
 @contextmanager
@@ -16,12 +33,17 @@ def translated(storage: StorageConfig, busy_timeout: float) -> Iterator[None]:
     """Let apsw's exceptions leave the block as icelite's."""
     try:
         yield
-    except (apsw.Error, UnicodeDecodeError) as error:  # the latter: TEXT that is not UTF-8
+    except FOREIGN as error:
         raise translate(error, storage.name, busy_timeout) from error
 
 
 def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError:
     """The error that an exception of apsw stands for."""
+    if isinstance(error, UnicodeEncodeError | OverflowError):
+        return InvalidInputError(
+            f"{where} cannot be asked for a text that is no Unicode, or a number of more than 64 bits: {error}",
+            ErrorKind.INVALID_ARGUMENT,
+        )
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return StorageError(
             f"{where} was being written by another process for more than {busy_timeout:g} s;"
@@ -34,8 +56,7 @@ def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError
         return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
     if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
         return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
-    if isinstance(error, apsw.SQLError) and str(error).endswith(("integer overflow", "unsupported file format")):
-        # a sum of forged numbers; a header that promises what no SQLite can read
+    if isinstance(error, apsw.SQLError) and str(error).startswith(_DAMAGES):
         return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
     if isinstance(error, apsw.CantOpenError):
         return StorageError(f"{where} cannot be opened: {error}; check its permissions", ErrorKind.IO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from icelite.budget import MAX_DOCUMENT_CHARACTERS, over_budget
 from icelite.errors import ErrorKind, FormatError
 
 
@@ -14,8 +15,12 @@ def read_json(text: str, what: str) -> Any:
     Raises
     ------
     FormatError
-        ``corrupt``.
+        ``corrupt``; ``over-budget``.
     """
+    if type(text) is not str:
+        raise damaged(what, f"a {type(text).__name__}, not a text")
+    if len(text) > MAX_DOCUMENT_CHARACTERS:
+        raise over_budget(what, f"a text of {len(text)} characters", f"{MAX_DOCUMENT_CHARACTERS}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from icelite.budget import MAX_ETAG_CHARACTERS, MAX_LOCATION_CHARACTERS
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting
+from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_text, check_types, types
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError
-from icelite.objects import key_time
+from icelite.objects import check_key, key_time
 from icelite.types import ChunkType, Location
 
 REMOTE_SCHEMES = ("s3",)
 COLLECTED = "collected"  # the setting that holds the greatest cutoff of a sweep of objects, microseconds
 INLINE = 1  # the location that stands for the payload table
+
+LOCATION = types(int, str, OPTIONAL_TEXT, OPTIONAL_INT, OPTIONAL_TEXT, OPTIONAL_INT)
+KINDS = (ChunkType.native, ChunkType.virtual, ChunkType.inline)
 
 INSERT_INLINE_LOCATION = "INSERT INTO location (id, kind, path) VALUES (?, ?, '')"
 SELECT_LOCATION = """
@@ -67,17 +72,17 @@ def lookup_location(catalog: Catalog, location_id: int) -> Location:
         raise FormatError(
             f"{catalog.storage.name}: a reference names location {location_id}, which does not exist", ErrorKind.CORRUPT
         )
-    return _location(row)
+    return _location(row, location_id)
 
 
 def list_locations(txn: Transaction) -> list[Location]:
     """Every virtual location of the repository, whichever snapshot uses it."""
-    return [_location(row) for row in txn.rows(SELECT_LOCATIONS)]
+    return [_location(row, None) for row in txn.rows(SELECT_LOCATIONS)]
 
 
 def load_locations(txn: Transaction) -> dict[int, Location]:
     """Every virtual location of the repository by its id."""
-    return {row[0]: _location(tuple(row[1:])) for row in txn.rows(SELECT_NUMBERED_LOCATIONS)}
+    return {row[0]: _location(tuple(row[1:]), row[0]) for row in txn.rows(SELECT_NUMBERED_LOCATIONS)}
 
 
 def update_locations(txn: Transaction, changed: Mapping[int, Location]) -> None:
@@ -86,8 +91,14 @@ def update_locations(txn: Transaction, changed: Mapping[int, Location]) -> None:
     txn.run_many(UPDATE_LOCATION, rows)
 
 
-def _location(row: Row) -> Location:
+def _location(row: Row, number: object) -> Location:
+    what = "a location" if number is None else f"location {number}"
+    check_types(row, LOCATION, what)
     kind, path, container, size, etag, modified_at = row
+    check_text(path, what, MAX_LOCATION_CHARACTERS)
+    check_text(etag or "", what, MAX_ETAG_CHARACTERS)
+    if kind not in KINDS or (size is not None and size < 0):
+        raise damaged(what, f"kind {kind}, {size} bytes")
     return Location(ChunkType(kind), path, container, size, etag, modified_at)
 
 
@@ -150,7 +161,7 @@ def find_collected(txn: Transaction) -> int:
 
 def list_known_objects(txn: Transaction, folder: str) -> set[str]:
     """The keys of the objects in one folder, ``7Q``, that references name."""
-    return {key for (key,) in txn.rows(SELECT_OBJECTS, (folder,))}
+    return {check_key(key) for (key,) in txn.rows(SELECT_OBJECTS, (folder,))}
 
 
 def has_remote_locations(catalog: Catalog) -> bool:

@@ -1,5 +1,7 @@
 """The `node` table: groups and arrays, as each snapshot sees them.
 
+Names are not paths of a file system, but exports make such of them: every path is checked when it is read.
+
 The metadata of a Zarr v3 node is the text of its ``zarr.json``; that of a v2 node a JSON object of the texts
 of ``.zarray``, ``.zgroup`` and ``.zattrs``. Both are kept to the letter.
 """
@@ -12,7 +14,12 @@ from collections.abc import Mapping
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.snapshots import LINEAGE
+from icelite.catalog.values import OPTIONAL_TEXT, check_node_path, check_text, check_types, types
+from icelite.errors import shown
+from icelite.keys import DOCUMENTS, check_path
 from icelite.types import Node, View
+
+V2_DOCUMENTS = {name for name, zarr_format in DOCUMENTS.items() if zarr_format == 2}
 
 SELECT_NODE = """
 SELECT seg, seq, node_id, zarr_format, metadata FROM node WHERE path = ?1 AND seq <= ?2 ORDER BY seq DESC
@@ -30,13 +37,18 @@ SELECT_NODES_BELOW = (
     LINEAGE + _VISIBLE + " AND n.path > ?3 || '/' AND n.path < ?3 || '0' GROUP BY n.path) WHERE metadata IS NOT NULL"
 )
 SELECT_MAX_ID = "SELECT coalesce(max(node_id), 0) FROM node"
+VERSION = types(int, int, int, int, OPTIONAL_TEXT)  # of SELECT_NODE
+VERSION_BY_ID = types(int, int, str, int, OPTIONAL_TEXT)
+LISTED = types(str, int, int, str)
 INSERT_NODE = "INSERT OR REPLACE INTO node (path, seq, seg, node_id, zarr_format, metadata) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 def find_node(catalog: Catalog | Transaction, view: View, path: str) -> Node | None:
     """The group or array at ``path``, or None."""
     bounds = view.bounds
-    for seg, seq, node_id, zarr_format, metadata in _versions(catalog, path, view.seq):
+    for row in _versions(catalog, path, view.seq):
+        check_types(row, VERSION, f"node {shown(path)}")
+        seg, seq, node_id, zarr_format, metadata = row
         if seq <= bounds.get(seg, -1):
             return None if metadata is None else _node(path, node_id, zarr_format, metadata)
     return None
@@ -51,7 +63,9 @@ def _versions(catalog: Catalog | Transaction, path: str, seq: int) -> list[Row]:
 
 def find_last_state(txn: Transaction, view: View, node_id: int) -> Node | None:
     """A node as ``view`` last saw it alive, wherever it was; None when it never did."""
-    for seg, seq, path, zarr_format, metadata in txn.rows(SELECT_NODE_BY_ID, (node_id, view.seq)):
+    for row in txn.rows(SELECT_NODE_BY_ID, (node_id, view.seq)):
+        check_types(row, VERSION_BY_ID, f"node {node_id}")
+        seg, seq, path, zarr_format, metadata = row
         if metadata is not None and seq <= view.bounds.get(seg, -1):
             return _node(path, node_id, zarr_format, metadata)
     return None
@@ -74,6 +88,8 @@ def list_nodes(catalog: Catalog, view: View, path: str) -> list[Node]:
         else:
             rows = txn.rows(SELECT_NODES_BELOW, (view.seg, view.seq, path))
             itself = find_node(txn, view, path)
+    for row in rows:
+        check_types(row, LISTED, "a node")
     nodes = [_node(*row) for row in rows]
     if path and itself is not None:
         nodes.append(itself)
@@ -81,12 +97,15 @@ def list_nodes(catalog: Catalog, view: View, path: str) -> list[Node]:
 
 
 def _node(path: str, node_id: int, zarr_format: int, metadata: str) -> Node:
+    check_node_path(path)
     if zarr_format == 3:
-        return Node(path, node_id, zarr_format, {"zarr.json": metadata})
+        return Node(path, node_id, 3, {"zarr.json": check_text(metadata, f"node {path!r}")})
+    if zarr_format != 2:
+        raise damaged(f"node {path!r}", f"it is of Zarr v{zarr_format}")
     documents = read_json_object(metadata, f"node {path!r}")
-    if not all(isinstance(text, str) for text in documents.values()):
-        raise damaged(f"node {path!r}", "its documents are not all texts")
-    return Node(path, node_id, zarr_format, documents)
+    if not documents.keys() <= V2_DOCUMENTS or not all(isinstance(text, str) for text in documents.values()):
+        raise damaged(f"node {path!r}", "its documents are not all texts of .zarray, .zgroup and .zattrs")
+    return Node(path, node_id, 2, documents)
 
 
 def next_node_id(txn: Transaction) -> int:
@@ -98,9 +117,16 @@ def next_node_id(txn: Transaction) -> int:
 def insert_node(
     txn: Transaction, view: View, path: str, node_id: int, zarr_format: int, documents: Mapping[str, str] | None
 ) -> None:
-    """Add a node's state as of a new snapshot; None for its deletion."""
+    """Add a node's state as of a new snapshot; None for its deletion.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-path``.
+    """
     if documents is None:
         metadata = None
     else:
+        check_path(path)
         metadata = documents["zarr.json"] if zarr_format == 3 else json.dumps(dict(documents))
     txn.run(INSERT_NODE, (path, view.seq, view.seg, node_id, zarr_format, metadata))

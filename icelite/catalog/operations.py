@@ -9,14 +9,17 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
-from icelite import types
+from icelite import types as values
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged, read_json_object
+from icelite.catalog.values import check_types, types
+from icelite.errors import shown
 from icelite.types import RepoStatus
 
 INSERT_OPERATION = "INSERT INTO operation (done_at, kind, detail) VALUES (?, ?, ?)"
 SELECT_OPERATIONS = "SELECT id, done_at, kind, detail FROM operation WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
 
+OPERATION = types(int, int, str, str)
 END = 1 << 62  # above every id
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,7 +45,7 @@ def log_operation(txn: Transaction, kind: str, detail: dict[str, Any], done_at: 
     return txn.insert(INSERT_OPERATION, (now() if done_at is None else done_at, kind, json.dumps(detail)))
 
 
-def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[types.Update], int]:
+def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[values.Update], int]:
     """At most ``limit`` operations with ids below ``before`` (`END` for all), newest first; the last one's id.
 
     Raises
@@ -50,28 +53,30 @@ def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[typ
     FormatError
         ``corrupt`` for a row that does not say what its kind needs.
     """
-    updates: list[types.Update] = []
+    updates: list[values.Update] = []
     last = before
-    for last, done_at, kind, detail in txn.rows(SELECT_OPERATIONS, (before, limit)):
+    for row in txn.rows(SELECT_OPERATIONS, (before, limit)):
+        check_types(row, OPERATION, "an operation")
+        last, done_at, kind, detail = row
         try:
             updates.append(
-                types.Update(_kind(kind, read_json_object(detail, f"operation {last}")), to_datetime(done_at))
+                values.Update(_kind(kind, read_json_object(detail, f"operation {last}")), to_datetime(done_at))
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise damaged(f"operation {last}", repr(detail)) from error
+            raise damaged(f"operation {last}", shown(detail)) from error
     return updates, last
 
 
-def _kind(name: str, detail: dict[str, Any]) -> types.UpdateType:
+def _kind(name: str, detail: dict[str, Any]) -> values.UpdateType:
     if name == "RepoStatusChanged":
-        return types.UpdateType.RepoStatusChanged(RepoStatus.from_dict(detail["status"]))
+        return values.UpdateType.RepoStatusChanged(RepoStatus.from_dict(detail["status"]))
     kind = _kinds().get(name)
     if kind is None:
-        return types.UpdateType.OtherUpdate(name, detail)
+        return values.UpdateType.OtherUpdate(name, detail)
     return kind(**{field.name: detail[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 @cache
-def _kinds() -> dict[str, type[types.UpdateType]]:
-    kinds = types.UpdateType.__subclasses__()
-    return {kind.__name__: kind for kind in kinds if kind is not types.UpdateType.OtherUpdate}
+def _kinds() -> dict[str, type[values.UpdateType]]:
+    kinds = values.UpdateType.__subclasses__()
+    return {kind.__name__: kind for kind in kinds if kind is not values.UpdateType.OtherUpdate}

@@ -68,8 +68,8 @@ def _checked(catalog: Catalog, row: Sequence[Any] | None, payload_id: int, chunk
         raise FormatError(
             f"{catalog.storage.name}: the payload {payload_id} of chunk {chunk} is missing", ErrorKind.CORRUPT
         )
-    data: bytes = row[0]
-    if google_crc32c.value(data) != row[1]:
+    data = row[0]
+    if type(data) is not bytes or google_crc32c.value(data) != row[1]:
         raise FormatError(
             f"{catalog.storage.name}: the bytes of chunk {chunk} are damaged (payload {payload_id}: wrong CRC-32C);"
             " restore the file from a copy",

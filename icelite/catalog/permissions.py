@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from icelite.catalog.database import Transaction
 from icelite.catalog.settings import find_setting, save_setting
-from icelite.errors import ErrorKind, FormatError, InvalidInputError, ReadOnlyError, SessionStateError
+from icelite.errors import ErrorKind, FormatError, InvalidInputError, ReadOnlyError, SessionStateError, shown
 from icelite.types import FeatureFlag, RepoAvailability, RepoStatus
 
 STATUS = "status"
@@ -35,12 +35,12 @@ def find_status(txn: Transaction) -> RepoStatus:
         return RepoStatus(RepoAvailability.online)
     try:
         return RepoStatus.from_dict(stored)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(STATUS, stored) from error
 
 
 def _damaged(setting: str, stored: object) -> FormatError:
-    return FormatError(f"setting {setting!r} of the catalog is damaged: {stored!r}", ErrorKind.CORRUPT)
+    return FormatError(f"setting {setting!r} of the catalog is damaged: {shown(stored)}", ErrorKind.CORRUPT)
 
 
 def save_status(txn: Transaction, status: RepoStatus) -> None:

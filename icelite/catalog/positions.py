@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +10,12 @@ import numpy.typing as npt
 
 from icelite.catalog.json_column import damaged
 
+_GREATEST = 2**63 - 1
+_LONG = 40  # characters: only in longer positions it is worth while to look for
+_HUGE = re.compile("[0-9]{20}")  # ... a number that Python would refuse to read, or take long to
 
-def split_positions(text: str, what: str) -> list[str]:
+
+def split_positions(text: object, what: str) -> list[str]:
     """The grid positions in a text; ``what`` names its row, for the error.
 
     Raises
@@ -18,21 +23,28 @@ def split_positions(text: str, what: str) -> list[str]:
     FormatError
         ``corrupt`` when one is not numbers with slashes between them.
     """
+    if not isinstance(text, str) or not text.isascii():
+        raise damaged(what, "a grid position is not a text of numbers")
     bare = not text.encode().translate(None, b"0123456789/\n")  # a regular expression would take 20 times as long
     if not bare or text[:1] == "/" or text[-1:] == "/" or any(fault in text for fault in ("//", "/\n", "\n/")):
         raise damaged(what, "a grid position is not numbers with slashes between them")
-    return text.split("\n")
+    names = text.split("\n")
+    if max(map(len, names)) > _LONG and _HUGE.search(text):
+        raise damaged(what, "a grid position has a number of 20 digits or more")
+    return names
 
 
-def as_grid(chunks: Sequence[str], ndim: int, what: str) -> npt.NDArray[np.uint32]:
-    """Grid positions as numbers: chunks x dimensions.
+def as_grid(chunks: Sequence[str], ndim: int, what: str) -> npt.NDArray[np.uint32] | npt.NDArray[np.uint64]:
+    """Grid positions as numbers: chunks x dimensions, of 32 bits unless one needs more.
 
     Raises
     ------
     FormatError
-        ``corrupt`` when one does not have a number for each dimension.
+        ``corrupt`` when one does not have a number below 2**63 - 1 for each dimension.
     """
     if not chunks or not ndim:
+        if any(chunks):
+            raise damaged(what, "a chunk of an array without dimensions has a grid position")
         return np.zeros((len(chunks), ndim), dtype=np.uint32)
     text = "\n".join(chunks)
     marks = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
@@ -41,7 +53,11 @@ def as_grid(chunks: Sequence[str], ndim: int, what: str) -> npt.NDArray[np.uint3
         marks.reshape(-1, ndim) == ord("\n"), _last(ndim, chunks)
     ):
         raise damaged(what, f"a grid position does not have {ndim} numbers")
-    return np.fromstring(text.replace("/", "\n"), dtype=np.int64, sep="\n").reshape(-1, ndim).astype(np.uint32)
+    grid = np.fromstring(text.replace("/", "\n"), dtype=np.int64, sep="\n").reshape(-1, ndim)
+    greatest = int(grid.max())
+    if greatest == _GREATEST:  # which numpy also makes of what is greater
+        raise damaged(what, f"a grid position has a number of {_GREATEST} or more")
+    return grid.astype(np.uint32) if greatest < 2**32 else grid.astype(np.uint64)
 
 
 def _last(ndim: int, chunks: Sequence[str]) -> npt.NDArray[np.bool_]:

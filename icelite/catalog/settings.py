@@ -6,10 +6,12 @@ import hashlib
 import json
 from typing import Any
 
+from icelite.budget import MAX_LOCATION_CHARACTERS
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged, read_json, read_json_object
+from icelite.catalog.values import check_text, check_types, types
 from icelite.config import RepositoryConfig, VirtualChunkContainer
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InvalidInputError, shown
 from icelite.storage import StorageConfig
 
 SELECT_SETTING = "SELECT value FROM setting WHERE name = ?"
@@ -22,6 +24,7 @@ INSERT INTO container (name, url_prefix, options) VALUES (?, ?, ?)
 ON CONFLICT (url_prefix) DO UPDATE SET name = excluded.name, options = excluded.options
 """
 UPDATE_CONTAINER = "UPDATE container SET name = ?2, url_prefix = ?3, options = ?4 WHERE url_prefix = ?1"
+CONTAINER = types(str, str, str)
 DELETE_SETTING = "DELETE FROM setting WHERE name = ?"
 
 
@@ -61,12 +64,16 @@ def list_containers(txn: Transaction) -> dict[str, VirtualChunkContainer]:
         ``corrupt`` when a row does not describe a container.
     """
     containers: dict[str, VirtualChunkContainer] = {}
-    for name, url_prefix, options in txn.rows(SELECT_CONTAINERS):
+    for row in txn.rows(SELECT_CONTAINERS):
+        check_types(row, CONTAINER, "a container")
+        name, url_prefix, options = row
+        for text in (name, url_prefix):
+            check_text(text, "a container", MAX_LOCATION_CHARACTERS)
         try:
-            described = read_json_object(options, f"container {name!r}")
+            described = read_json_object(options, f"container {shown(name)}")
             containers[name] = VirtualChunkContainer.from_options(url_prefix, described, name)
         except (ValueError, TypeError, AttributeError) as error:  # InvalidInputError is a ValueError
-            raise damaged(f"container {name!r}", str(error)) from error
+            raise damaged(f"container {shown(name)}", str(error)) from error
     return containers
 
 
@@ -110,7 +117,7 @@ def load_config(txn: Transaction) -> RepositoryConfig:
     stored = find_setting(txn, "config") or {}
     try:
         config = RepositoryConfig.from_dict(stored)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise damaged("setting 'config'", str(error)) from error
     for container in list_containers(txn).values():
         config.set_virtual_chunk_container(container)

@@ -9,23 +9,28 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from icelite.budget import MAX_SEGMENTS_OF_HISTORY, over_budget
 from icelite.catalog.database import Row, Transaction
 from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.operations import to_datetime, to_microseconds
-from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError
-from icelite.types import INITIAL_SNAPSHOT_ID, SnapshotInfo, View, parse_snapshot_id
+from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_number, check_types, types
+from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError, shown
+from icelite.types import INITIAL_SNAPSHOT_ID, SnapshotInfo, View, is_snapshot_id, parse_snapshot_id
 
 FIRST_BLOCK = 16  # snapshots read at once, to begin with
 
-# Prefixed to the queries of `node` and `chunk_ref` that see a snapshot: ?1 is its seg, ?2 its seq.
+# Prefixed to the queries of `node` and `chunk_ref` that see a snapshot: ?1 is its seg, ?2 its seq. Segments only lead
+# back, so it ends whatever the table holds; `view_snapshot` refuses one that ends for that reason.
 LINEAGE = """
 WITH RECURSIVE lineage (seg, bound) AS (
   SELECT ?1, ?2
   UNION ALL
-  SELECT s.parent_seg, s.fork_seq FROM lineage l JOIN segment s ON s.seg = l.seg WHERE s.parent_seg IS NOT NULL
+  SELECT s.parent_seg, s.fork_seq FROM lineage l JOIN segment s ON s.seg = l.seg
+  WHERE s.parent_seg < l.seg AND s.fork_seq < l.seg
 )
 """
-SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage"
+SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage LIMIT 100001"
+LINEAGE_ROW = types(int, int)
 INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
 INSERT_SNAPSHOT = """
 INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -61,11 +66,15 @@ SELECT seq, id, parent_seq, written_at, message, metadata FROM snapshot WHERE se
 """
 SELECT_PARENT_AND_TIME = "SELECT parent_seq, written_at FROM snapshot WHERE seq = ?"
 
+INFO = types(str, OPTIONAL_TEXT, int, str, str, OPTIONAL_INT)  # of SELECT_INFO
+PARENT_AND_TIME = types(OPTIONAL_INT, int)
+ANCESTOR = types(int, str, OPTIONAL_INT, int, str, str)  # of SELECT_SOME_BEFORE
+
 
 def find_seq(txn: Transaction, snapshot_id: str) -> int | None:
     """The number of the snapshot with a public id, or None."""
     row = txn.row(SELECT_SEQ, (parse_snapshot_id(snapshot_id),))
-    return None if row is None else int(row[0])
+    return None if row is None else check_number(row[0], f"snapshot {snapshot_id}")
 
 
 def lookup_seq(txn: Transaction, snapshot_id: str) -> int:
@@ -86,11 +95,27 @@ def lookup_seq(txn: Transaction, snapshot_id: str) -> int:
 
 
 def view_snapshot(txn: Transaction, seq: int) -> View:
-    """What the snapshot numbered ``seq`` sees."""
+    """What the snapshot numbered ``seq`` sees.
+
+    Raises
+    ------
+    SnapshotNotFoundError, FormatError
+        ``snapshot-not-found``; ``corrupt`` where segments do not lead back to the first one; ``over-budget``.
+    """
     row = txn.row(SELECT_SEG, (seq,))
     if row is None:
         raise _no_snapshot(seq)
-    return View(row[0], seq, dict(txn.rows(SELECT_LINEAGE, (row[0], seq))))
+    what = f"the lineage of snapshot number {seq}"
+    seg = check_number(row[0], what)
+    bounds: dict[int, int] = {}
+    for row in txn.rows(SELECT_LINEAGE, (seg, seq)):
+        check_types(row, LINEAGE_ROW, what)
+        bounds[row[0]] = row[1]
+    if len(bounds) > MAX_SEGMENTS_OF_HISTORY:
+        raise over_budget(what, f"{len(bounds)} segments", f"{MAX_SEGMENTS_OF_HISTORY}")
+    if txn.row(SELECT_FORK, (min(bounds),)) != (None, None):
+        raise damaged(what, f"segment {min(bounds)} does not lead back to the first one")
+    return View(seg, seq, bounds)
 
 
 def view_before(txn: Transaction, view: View) -> View:
@@ -103,10 +128,12 @@ def view_before(txn: Transaction, view: View) -> View:
     """
     row = txn.row(SELECT_POINT_BEFORE, (view.seg, view.seq))
     if row is not None and row[0] is not None:
-        return View(view.seg, row[0], {**view.bounds, view.seg: row[0]})
+        before = check_number(row[0], f"what is before snapshot number {view.seq}")
+        return View(view.seg, before, {**view.bounds, view.seg: before})
     fork = txn.row(SELECT_FORK, (view.seg,))
     if fork is None or fork[0] is None:
         raise FormatError(f"there is nothing before snapshot number {view.seq}", ErrorKind.CORRUPT)
+    check_types(fork, LINEAGE_ROW, f"segment {view.seg}")
     return View(fork[0], fork[1], {seg: bound for seg, bound in view.bounds.items() if seg != view.seg})
 
 
@@ -165,7 +192,15 @@ def lookup_info(txn: Transaction, seq: int) -> tuple[SnapshotInfo, int | None]:
     row = txn.row(SELECT_INFO, (seq,))
     if row is None:
         raise _no_snapshot(seq)
-    return _info(*row[:5]), row[5]
+    check_types(row, INFO, f"snapshot number {seq}")
+    return _info(*row[:5]), _checked_parent(seq, row[5])
+
+
+def _checked_parent(seq: int, parent: int | None) -> int | None:
+    """The number of a parent, which is always less: so that no walk is endless."""
+    if parent is not None and parent >= seq:
+        raise damaged(f"snapshot number {seq}", f"its parent is number {parent}, which is not before it")
+    return parent
 
 
 def _no_snapshot(seq: int | None) -> SnapshotNotFoundError:
@@ -173,11 +208,15 @@ def _no_snapshot(seq: int | None) -> SnapshotNotFoundError:
 
 
 def _info(snapshot_id: str, parent_id: str | None, written_at: int, message: str, metadata: str) -> SnapshotInfo:
+    what = f"snapshot {shown(snapshot_id)}"
+    for text in (snapshot_id, parent_id):
+        if text is not None and not is_snapshot_id(text):
+            raise damaged(what, f"{shown(text)} is no id of a snapshot")
     try:
         moment = to_datetime(written_at)
     except OverflowError as error:
-        raise damaged(f"snapshot {snapshot_id!r}", f"written_at {written_at} is no date") from error
-    facts = {} if metadata == "{}" else read_json_object(metadata, f"snapshot {snapshot_id!r}")
+        raise damaged(what, f"written_at {written_at} is no date") from error
+    facts = {} if metadata == "{}" else read_json_object(metadata, what)
     return SnapshotInfo(snapshot_id, parent_id, moment, message, facts)
 
 
@@ -199,8 +238,10 @@ def list_ancestors(txn: Transaction, seq: int, limit: int) -> tuple[list[Snapsho
         block = {row[0]: row for row in txn.rows(SELECT_SOME_BEFORE, (current, size))}
         before = len(found)
         while current in block:
-            found.append(block[current])
-            current = block[current][2]
+            row = block[current]
+            check_types(row, ANCESTOR, f"snapshot number {current}")
+            found.append(row)
+            current = _checked_parent(row[0], row[2])
         used = len(found) - before
         if used == 0:
             raise _no_snapshot(current)
@@ -213,7 +254,10 @@ def list_ancestors(txn: Transaction, seq: int, limit: int) -> tuple[list[Snapsho
 
 def list_infos(txn: Transaction) -> list[SnapshotInfo]:
     """Every snapshot there is, on a branch or not, newest first."""
-    return [_info(*row[:5]) for row in txn.rows(SELECT_INFOS)]
+    rows = txn.rows(SELECT_INFOS)
+    for row in rows:
+        check_types(row, INFO, "a snapshot")
+    return [_info(*row[:5]) for row in rows]
 
 
 def is_kept(txn: Transaction, seq: int) -> bool:
@@ -223,15 +267,23 @@ def is_kept(txn: Transaction, seq: int) -> bool:
 
 def find_parent(txn: Transaction, seq: int) -> int | None:
     """The number of a snapshot's parent; None for the first one, or when there is no such snapshot."""
-    row = txn.row(SELECT_PARENT_AND_TIME, (seq,))
+    row = _find_parent_and_time(txn, seq)
     return None if row is None else row[0]
+
+
+def _find_parent_and_time(txn: Transaction, seq: int) -> tuple[int | None, int] | None:
+    row = txn.row(SELECT_PARENT_AND_TIME, (seq,))
+    if row is None:
+        return None
+    check_types(row, PARENT_AND_TIME, f"snapshot number {seq}")
+    return _checked_parent(seq, row[0]), row[1]
 
 
 def find_as_of(txn: Transaction, seq: int, moment: int) -> int | None:
     """The newest ancestor-or-self of ``seq`` written at ``moment`` (microseconds) or before, or None."""
     current: int | None = seq
     while current is not None:
-        row = txn.row(SELECT_PARENT_AND_TIME, (current,))
+        row = _find_parent_and_time(txn, current)
         if row is None:
             return None
         if row[1] <= moment:

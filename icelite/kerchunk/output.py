@@ -17,7 +17,7 @@ from icelite.errors import ErrorKind, InvalidInputError
 from icelite.kerchunk.inline import inline_raw, inline_text
 from icelite.kerchunk.parquet import PARQUET_METADATA, pyarrow, record_path
 from icelite.kerchunk.reference_set import ChunkTable, Ints, positions
-from icelite.keys import join
+from icelite.keys import check_path, join
 from icelite.metadata import ArrayInfo
 
 MAX_RECORDS = 100_000  # files that one array's references may become
@@ -135,6 +135,7 @@ class ParquetOutput(Output):
         InvalidInputError
             ``invalid-argument`` when the array would become too many files.
         """
+        folder = self._path / check_path(path)
         grid = info.grid or ()
         chunks = math.prod(grid)
         records = -(-chunks // self._record_size)
@@ -149,7 +150,7 @@ class ParquetOutput(Output):
         order = np.argsort(places)
         inline = dict(zip(_places(list(table.inline), grid).tolist(), table.inline.values(), strict=True))
         inline_places = np.array(sorted(inline), dtype=np.int64)
-        (self._path / path).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for record in range(records):  # also those without references: fsspec's listings open every one
             bounds = record * self._record_size, min((record + 1) * self._record_size, chunks)
             some = order[slice(*np.searchsorted(places, bounds, sorter=order))]

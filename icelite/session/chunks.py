@@ -23,7 +23,7 @@ from icelite.virtual import VirtualAccess
 
 Position = tuple[int, ...]
 ChunkBatch = tuple[
-    npt.NDArray[np.uint32],
+    npt.NDArray[np.uint32] | npt.NDArray[np.uint64],
     npt.NDArray[np.uint8],
     list[str],
     npt.NDArray[np.uint64],
@@ -96,9 +96,9 @@ class Chunks:
         Yields
         ------
         tuple
-            Grid positions (uint32, n x dimensions); kinds (uint8, numbers of `ChunkType`); URLs, ``""`` for inline
-            chunks; offsets and lengths in bytes (uint64; the offset of an inline chunk is 0); and, by row of the
-            batch, the bytes of inline chunks.
+            Grid positions (n x dimensions; uint32, or uint64 beyond 2**32 chunks along one); kinds (uint8, numbers of
+            `ChunkType`); URLs, ``""`` for inline chunks; offsets and lengths in bytes (uint64; the offset of an inline
+            chunk is 0); and, by row of the batch, the bytes of inline chunks.
 
         Raises
         ------
@@ -110,13 +110,13 @@ class Chunks:
         entry, info = await self._off_loop(self.changes.lookup_array, check_path(array_path))
         rows = self.changes.refs(entry.node.node_id)
         while batch := await self._off_loop(_take, rows, batch_size):
-            yield await self._off_loop(self._columns, batch, info.keys.ndim)
+            yield await self._off_loop(self._columns, batch, info.keys.ndim, entry.node.path)
 
     async def _off_loop(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
         return await asyncio.to_thread(function, *arguments) if self.is_remote else function(*arguments)
 
-    def _columns(self, rows: list[tuple[str, int, int, int]], ndim: int) -> ChunkBatch:
+    def _columns(self, rows: list[tuple[str, int, int, int]], ndim: int, path: str) -> ChunkBatch:
         locations = self.changes.locations()
         inline = {
             row: self.payloads.read(ChunkRef(INLINE, offset, length), chunk, None)
@@ -127,7 +127,7 @@ class Chunks:
         kinds = [ChunkType.inline if row[1] == INLINE else locations[row[1] - 2].kind for row in rows]
         offsets = [0 if row[1] == INLINE else row[2] for row in rows]
         return (
-            np.array([chunk_position(row[0]) for row in rows], dtype=np.uint32).reshape(len(rows), ndim),
+            as_grid([row[0] for row in rows], ndim, f"array /{path}"),
             np.array(kinds, dtype=np.uint8),
             [urls[row[1]] for row in rows],
             np.array(offsets, dtype=np.uint64),

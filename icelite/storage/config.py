@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from icelite.credentials import (
     AnyS3Credential,
@@ -19,7 +19,7 @@ from icelite.credentials import (
     http_access,
     s3_credentials,
 )
-from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.errors import ErrorKind, InvalidInputError, StorageError, shown
 from icelite.storage.places import (
     WHOLE_BYTES,
     RemotePlace,
@@ -56,12 +56,12 @@ class StorageConfig:
         Raises
         ------
         InvalidInputError
-            ``invalid-path`` for an empty path or one with a NUL.
+            ``invalid-path`` for an empty path, one with a NUL, or a text that is no Unicode.
         """
         text: object = os.fspath(path)
-        if not isinstance(text, str) or not text or "\0" in text:
+        if not isinstance(text, str) or not text or "\0" in text or not _is_encodable(text):
             raise InvalidInputError(
-                f"catalog path {text!r} is not a path of text: pass one such as 'ocean.icelite'",
+                f"catalog path {shown(text)} is not a path of text: pass one such as 'ocean.icelite'",
                 ErrorKind.INVALID_PATH,
             )
         absolute = os.path.realpath(os.path.expanduser(text))
@@ -190,6 +190,15 @@ class StorageConfig:
         )
 
 
+def _is_encodable(text: str) -> bool:
+    """Whether the system can have a file of that name."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def local_filesystem_storage(path: str | os.PathLike[str]) -> StorageConfig:
     """`StorageConfig.filesystem` under Icechunk's name."""
     return StorageConfig.filesystem(path)
@@ -274,10 +283,11 @@ def _from_url(url: str) -> StorageConfig:
 
 
 def _refuse(url: str) -> Never:
-    place = urlsplit(url)._replace(query="", fragment="")
-    place = place._replace(netloc=place.netloc.rpartition("@")[2])
+    scheme, _, rest = url.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    place = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
     raise StorageError(
-        f"a repository at {place.geturl()!r} is not supported: it is a path, such as in"
+        f"a repository at {shown(place)} is not supported: it is a path, such as in"
         " icelite.StorageConfig.filesystem('ocean.icelite'), or a URL that begins with s3:// or https://",
         ErrorKind.UNSUPPORTED_STORAGE,
     )

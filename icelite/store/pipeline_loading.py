@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from icelite.catalog.json_column import damaged
 from icelite.catalog.locations import INLINE
 from icelite.change_set import ChangeSet, StagedRef
 from icelite.errors import StorageError
@@ -134,8 +135,10 @@ def _inline_loads(payloads: Payloads, pieces: list[Piece], keys: Sequence[str]) 
 def _inline_reader(payloads: Payloads, pieces: list[Piece], keys: Sequence[str]) -> Callable[[], Iterable[Loaded]]:
     def read() -> Iterator[Loaded]:
         found = payloads.read_inline({piece.offset: keys[piece.place] for piece in pieces})
-        for payload_id, _, place in pieces:
+        for payload_id, length, place in pieces:
             data = found[payload_id]
+            if len(data) != length:
+                raise damaged(f"chunk {keys[place]}", f"{len(data)} bytes, and its reference says {length}")
             yield data, 0, (Piece(0, len(data), place),)
 
     return read

@@ -20,6 +20,7 @@ from icelite.types.snapshots import (
     SessionMode,
     SnapshotInfo,
     View,
+    is_snapshot_id,
     new_snapshot_id,
     parse_snapshot_id,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "ZarrExport",
     "chunk_name",
     "chunk_position",
+    "is_snapshot_id",
     "new_snapshot_id",
     "parse_snapshot_id",
 ]

@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InvalidInputError, shown
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 INITIAL_SNAPSHOT_ID = "1CECHNKREP0F1RSTCMT0"  # the same in every repository, as in Icechunk
@@ -69,6 +69,11 @@ def new_snapshot_id() -> str:
     return "".join(CROCKFORD[byte % 32] for byte in random[:19]) + "0G"[random[19] % 2]
 
 
+def is_snapshot_id(text: object) -> bool:
+    """Whether it is a text of 20 characters of Crockford base-32."""
+    return isinstance(text, str) and _SNAPSHOT_ID.fullmatch(text) is not None
+
+
 def parse_snapshot_id(text: object) -> str:
     """Check the form of a snapshot id and return it.
 
@@ -77,9 +82,9 @@ def parse_snapshot_id(text: object) -> str:
     InvalidInputError
         ``invalid-snapshot-id`` when it is not 20 characters of Crockford base-32.
     """
-    if not isinstance(text, str) or not _SNAPSHOT_ID.fullmatch(text):
+    if not isinstance(text, str) or not is_snapshot_id(text):
         raise InvalidInputError(
-            f"snapshot id {text!r} is not 20 characters of Crockford base-32, such as {INITIAL_SNAPSHOT_ID};"
+            f"snapshot id {shown(text)} is not 20 characters of Crockford base-32, such as {INITIAL_SNAPSHOT_ID};"
             " ids come from commit(), ancestry() and lookup_branch()",
             ErrorKind.INVALID_SNAPSHOT_ID,
         )

@@ -113,7 +113,7 @@ class ChunkRefs:
     path
         The array.
     positions
-        Grid positions: chunks x dimensions.
+        Grid positions: chunks x dimensions; of 64 bits where a number of 32 could not say one.
     kinds
         Numbers of `ChunkType`.
     source
@@ -126,7 +126,7 @@ class ChunkRefs:
     """
 
     path: str
-    positions: npt.NDArray[np.uint32]
+    positions: npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
     kinds: npt.NDArray[np.uint8]
     source: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.uint64]

@@ -11,7 +11,8 @@ import os
 import re
 from urllib.parse import unquote
 
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.budget import MAX_LOCATION_CHARACTERS
+from icelite.errors import ErrorKind, InvalidInputError, shown
 
 BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "memory")  # schemes whose URLs are a bucket and a key
 WEB = ("https", "http")
@@ -43,6 +44,8 @@ def scheme_of(url: str) -> str:
 def _is_text(url: object) -> bool:
     if not isinstance(url, str):
         raise bad_reference(url, "is not text")
+    if len(url) > MAX_LOCATION_CHARACTERS:
+        raise bad_reference(url, f"is too long; at most {MAX_LOCATION_CHARACTERS} characters are read")
     return True
 
 
@@ -160,4 +163,4 @@ def is_under(path: str, directory: str) -> bool:
 
 def bad_reference(url: object, problem: str) -> InvalidInputError:
     """The error for a reference that cannot be used."""
-    return InvalidInputError(f"virtual reference {url!r} {problem}", ErrorKind.INVALID_VIRTUAL_REF)
+    return InvalidInputError(f"virtual reference {shown(url)} {problem}", ErrorKind.INVALID_VIRTUAL_REF)

@@ -174,3 +174,14 @@ def test_positions_there_and_back(case: tuple[int, list[list[int]]]) -> None:
 def test_positions_of_another_array(chunks: list[str]) -> None:
     with pytest.raises(FormatError, match="does not have 2 numbers"):
         as_grid(chunks, 2, "array 7")
+
+
+async def test_positions_beyond_32_bits_are_right() -> None:
+    session = icelite.Repository.create(icelite.in_memory_storage()).writable_session("main")
+    array = zarr.create_array(session.store, name="x", shape=(2**33, 2), chunks=(1, 1), dtype="u1")
+    array[2**32 + 3, 1] = array[7, 0] = 9
+    session.commit("far out")
+    assert session.chunk_refs("x").positions.tolist() == [[7, 0], [2**32 + 3, 1]]
+    assert session.chunk_refs("x").positions.dtype == np.uint64
+    batches = [batch[0].tolist() async for batch in session.array_chunk_iterator("x")]
+    assert sorted(sum(batches, [])) == [[7, 0], [2**32 + 3, 1]]

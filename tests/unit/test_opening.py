@@ -591,3 +591,28 @@ def test_the_catalog_itself_refuses_what_checks_would_find(path: Path) -> None:
     wipe_page(path)
     with pytest.raises(FormatError):
         Catalog(as_storage(path), check="always")
+
+
+# -- a schema that SQLite reads differently --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (") STRICT", ") --\0\n STRICT"),
+        (") STRICT", ")\0 STRICT"),
+        (") STRICT", ")\0"),
+        (";", "\0;"),
+        ("NOT NULL", "NOT NULL --\0\n"),
+    ],
+)
+def test_a_nul_hides_nothing_of_the_schema(path: Path, old: str, new: str) -> None:
+    connection = apsw.Connection(str(path))
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql LIKE '%STRICT'")
+    changed = [((sql + ";").replace(old, new, 1).removesuffix(";"), name) for name, sql in rows.fetchall()]
+    connection.pragma("writable_schema", 1)
+    connection.executemany("UPDATE sqlite_schema SET sql = ? WHERE name = ?", changed)
+    connection.close()
+    with pytest.raises(FormatError) as caught:
+        Repository.open(path, check="never")
+    assert caught.value.kind in ("unexpected-schema", "corrupt")
