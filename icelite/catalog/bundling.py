@@ -14,6 +14,7 @@ import apsw
 import google_crc32c
 
 from icelite.catalog import checks, connections, known
+from icelite.catalog.changes import sum_anew
 from icelite.catalog.database import BEGIN_WRITE, COMMIT, Catalog, Transaction
 from icelite.catalog.failures import translated
 from icelite.catalog.locations import INLINE
@@ -48,6 +49,7 @@ UPDATE main.chunk_ref SET location_id = 1, offset = (
 WHERE location_id IS NOT NULL AND location_id <> 1
 """
 DELETE_LOCATIONS = "DELETE FROM main.location WHERE id <> 1"
+DELETE_USAGE = "DELETE FROM main.usage"
 SELECT_PATHS = "SELECT node_id, path FROM main.node WHERE metadata IS NOT NULL ORDER BY seq"
 
 RANGES_AT_ONCE = 1_000
@@ -131,8 +133,10 @@ def insert_ranges(txn: Transaction, places: Sequence[Range], values: Sequence[by
 
 
 def make_inline(txn: Transaction) -> None:
-    """Let every reference point to the bytes that are in the copy now, and forget the locations."""
+    """Let every reference point to the bytes that are in the copy now, and forget the locations and their history."""
     txn.run(UPDATE_REFS)
+    sum_anew(txn)
+    txn.run(DELETE_USAGE)
     txn.run(DELETE_LOCATIONS)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
+from icelite.catalog.checksums import SUM_MASK, hash_extents, location_factors, row_crc, sum_refs
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.positions import split_positions
 from icelite.catalog.snapshots import LINEAGE
 from icelite.types import NodeChange, View
 
-INSERT_CHANGE = "INSERT INTO change (seq, node_id, seg, node_change, chunks) VALUES (?, ?, ?, ?, ?)"
+INSERT_CHANGE = """
+INSERT OR REPLACE INTO change (seq, node_id, seg, node_change, chunks, refs_sum, crc32c) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 SELECT_CHANGES = "SELECT node_id, node_change, chunks FROM change WHERE seq = ? ORDER BY node_id"
 # Of every snapshot in the lineage of (?1, ?2) after number ?3, also of those that expiration has removed.
 SELECT_CHANGES_SINCE = (
@@ -25,23 +32,34 @@ SELECT_SEQS_SINCE = (
 WHERE c.seq > ?3 AND c.seq <= ?2 AND l.seg = c.seg AND c.seq <= l.bound"""
 )
 
-COPY_NODES = """
-INSERT INTO node (path, seq, seg, node_id, zarr_format, metadata)
-SELECT path, ?3, ?4, node_id, zarr_format, metadata FROM node WHERE node_id = ?1 AND seq = ?2
+SELECT_NODES = "SELECT path, zarr_format, metadata FROM node WHERE node_id = ? AND seq = ?"
+INSERT_NODE = """
+INSERT INTO node (path, seq, seg, node_id, zarr_format, metadata, crc32c) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 COPY_CHUNK = """
 INSERT INTO chunk_ref (node_id, chunk, seq, seg, location_id, offset, length)
 SELECT node_id, chunk, ?4, ?5, location_id, offset, length FROM chunk_ref
 WHERE node_id = ?1 AND chunk = ?2 AND seq = ?3
 """
-COPY_CHANGE = """
-INSERT INTO change (seq, node_id, seg, node_change, chunks)
-SELECT ?3, node_id, ?4, node_change, chunks FROM change WHERE seq = ?2 AND node_id = ?1
+SELECT_CHANGE = "SELECT seg, node_change, chunks, refs_sum FROM change WHERE seq = ? AND node_id = ?"
+# The references that one snapshot wrote of one array, by the names in a JSON list.
+SELECT_WRITTEN = """
+SELECT r.chunk, coalesce(r.location_id, 0), r.offset, r.length FROM json_each(?3) k CROSS JOIN chunk_ref r
+WHERE r.node_id = ?1 AND r.chunk = k.value AND r.seq = ?2
 """
-SELECT_CHANGE = "SELECT node_change, chunks FROM change WHERE seq = ? AND node_id = ?"
-DELETE_CHANGE = "DELETE FROM change WHERE seq = ? AND node_id = ?"
+# All references of an array, whichever snapshot wrote them.
+SCAN_VERSIONS = """
+SELECT group_concat(chunk, char(10)), group_concat(seq), group_concat(seg), group_concat(coalesce(location_id, 0)),
+  group_concat(offset), group_concat(length)
+FROM (SELECT chunk, seq, seg, location_id, offset, length FROM chunk_ref
+  WHERE node_id = ?1 AND (chunk, seq) > (?2, ?3) ORDER BY chunk, seq LIMIT ?4)
+"""
+SELECT_ALL_SUMS = "SELECT seq, node_id, refs_sum FROM change"
+SELECT_ARRAY_AFTER = "SELECT node_id FROM chunk_ref WHERE node_id > ? ORDER BY node_id LIMIT 1"
 DELETE_CHUNKS = "DELETE FROM chunk_ref WHERE node_id = ? AND seq = ?"
 
+NAMES_AT_ONCE = 10_000
+ROWS_AT_ONCE = 100_000
 MAX_BYTES = 1 << 30  # of a change's positions, unpacked: a hundred million of them
 
 
@@ -53,25 +71,126 @@ class Change(NamedTuple):
     chunks: list[str]
 
 
-def insert_change(txn: Transaction, view: View, node_id: int, node_change: NodeChange, chunks: bytes | None) -> None:
+def insert_change(
+    txn: Transaction, view: View, node_id: int, node_change: NodeChange, chunks: bytes | None, refs_sum: int
+) -> None:
     """Note what a snapshot did to a node; ``chunks`` packed, None when it changed none.
 
     An amend begins with the changes of the snapshot it replaces (`copy_snapshot`): those are joined with the new ones.
     """
-    earlier = txn.row(SELECT_CHANGE, (view.seq, node_id))
-    if earlier is not None:
-        txn.run(DELETE_CHANGE, (view.seq, node_id))
+    row = txn.row(SELECT_CHANGE, (view.seq, node_id))
+    if row is not None:
+        earlier = row[1:3]
         if earlier[0] == NodeChange.created and node_change == NodeChange.deleted:
             # The copies go; the amended snapshot still sees its own. What the node replaced stays deleted.
             txn.run(DELETE_CHUNKS, (node_id, view.seq))
-            txn.run(INSERT_CHANGE, (view.seq, node_id, view.seg, int(node_change), None))
+            _insert(txn, view.seq, node_id, view.seg, int(node_change), None, 0)
             return
         if earlier[0] == NodeChange.created or node_change == NodeChange.none:
             node_change = NodeChange(earlier[0])
         elif earlier[0] == NodeChange.moved and node_change == NodeChange.updated:
             node_change = NodeChange.moved
         chunks = _join(earlier[1], chunks)
-    txn.run(INSERT_CHANGE, (view.seq, node_id, view.seg, int(node_change), chunks))
+        refs_sum = 0 if chunks is None else _sum_written(txn, view.seq, node_id, unpack_chunks(chunks))
+    _insert(txn, view.seq, node_id, view.seg, int(node_change), chunks, refs_sum)
+
+
+def _insert(txn: Transaction, *row: int | bytes | None) -> None:
+    txn.run(INSERT_CHANGE, (*row, row_crc(*row)))
+
+
+def _sum_written(txn: Transaction, seq: int, node_id: int, chunks: list[str]) -> int:
+    total = 0
+    for start in range(0, len(chunks), NAMES_AT_ONCE):
+        names = json.dumps(chunks[start : start + NAMES_AT_ONCE])
+        if rows := txn.rows(SELECT_WRITTEN, (node_id, seq, names)):
+            total += sum_refs(*zip(*rows, strict=True))
+    return total & SUM_MASK
+
+
+def add_to_sums(txn: Transaction, added: Mapping[tuple[int, int], int]) -> None:
+    """Let ``refs_sum`` follow rows of ``chunk_ref`` that changed: by snapshot number and node id, what is to be added.
+
+    Rows that went are added with a minus. Where there is no note of the change there is nothing to follow.
+    """
+    for (seq, node_id), number in added.items():
+        row = txn.row(SELECT_CHANGE, (seq, node_id))
+        if row is not None:
+            seg, node_change, chunks, refs_sum = row
+            _insert(txn, seq, node_id, seg, node_change, chunks, refs_sum + number & SUM_MASK)
+
+
+Place = tuple[str, int]  # the chunk and the number of a reference
+
+
+class WrittenRefs(NamedTuple):
+    """The references that one snapshot wrote of one array: how many, the sum of their hashes, and their segments."""
+
+    rows: int
+    total: int
+    segments: frozenset[int]
+
+
+def scan_versions(txn: Transaction, node_id: int, place: Place) -> tuple[dict[int, WrittenRefs], Place | None]:
+    """Some of the references of an array, whichever snapshot wrote them, summed up by its number.
+
+    Parameters
+    ----------
+    place
+        The chunk and number of the last row that was read; ``("", -1)`` to begin.
+
+    Returns
+    -------
+    tuple
+        The sums, and the place to go on from; None at the end.
+    """
+    row = txn.row(SCAN_VERSIONS, (node_id, *place, ROWS_AT_ONCE))
+    if row is None or row[0] is None:
+        return {}, None
+    chunks = split_positions(row[0], f"array {node_id}")
+    seqs, segs, ids, offsets, lengths = (np.fromstring(text, dtype=np.int64, sep=",") for text in row[1:])
+    if len(chunks) != len(seqs):
+        raise damaged(f"array {node_id}", "a grid position has a line break")
+    hashes = hash_extents(chunks, offsets, lengths) * location_factors(ids)
+    numbers, first, rows = np.unique(seqs, return_index=True, return_inverse=True)
+    totals = np.zeros(len(numbers), np.uint64)
+    np.add.at(totals, rows, hashes)
+    counts = np.bincount(rows, minlength=len(numbers))
+    segments = {number: {int(segs[at])} for number, at in zip(numbers.tolist(), first.tolist(), strict=True)}
+    for at in np.flatnonzero(segs != segs[first][rows]).tolist():
+        segments[int(seqs[at])].add(int(segs[at]))
+    found = {
+        number: WrittenRefs(rows_of, total & SUM_MASK, frozenset(segments[number]))
+        for number, rows_of, total in zip(numbers.tolist(), counts.tolist(), totals.tolist(), strict=True)
+    }
+    return found, None if len(chunks) < ROWS_AT_ONCE else (chunks[-1], int(seqs[-1]))
+
+
+def next_array(txn: Transaction, node_id: int) -> int | None:
+    """The least id above ``node_id`` of an array that has references, in whatever snapshot."""
+    row = txn.row(SELECT_ARRAY_AFTER, (node_id,))
+    return None if row is None else int(row[0])
+
+
+def sum_anew(txn: Transaction) -> None:
+    """Give every change the sum of the references that are there now: what follows a change to all of them."""
+    totals: dict[tuple[int, int], int] = {}
+    for node_id, some in _scan_all(txn):
+        for seq, written in some.items():
+            totals[seq, node_id] = totals.get((seq, node_id), 0) + written.total
+    for seq, node_id, refs_sum in txn.rows(SELECT_ALL_SUMS):
+        totals[seq, node_id] = totals.get((seq, node_id), 0) - refs_sum
+    add_to_sums(txn, {key: number for key, number in totals.items() if number & SUM_MASK})
+
+
+def _scan_all(txn: Transaction) -> Iterator[tuple[int, dict[int, WrittenRefs]]]:
+    node_id = next_array(txn, -1)
+    while node_id is not None:
+        place: Place | None = ("", -1)
+        while place is not None:
+            some, place = scan_versions(txn, node_id, place)
+            yield node_id, some
+        node_id = next_array(txn, node_id)
 
 
 def _join(one: bytes | None, other: bytes | None) -> bytes | None:
@@ -104,9 +223,13 @@ def list_seqs_since(txn: Transaction, view: View, seq: int) -> set[int]:
 def copy_snapshot(txn: Transaction, seq: int, view: View) -> None:
     """Give the new snapshot ``view`` the rows that the snapshot ``seq`` has of its own: what an amend begins with."""
     for change in list_changes(txn, seq):
-        txn.run(COPY_NODES, (change.node_id, seq, view.seq, view.seg))
+        for path, zarr_format, metadata in txn.rows(SELECT_NODES, (change.node_id, seq)):
+            row = path, view.seq, view.seg, change.node_id, zarr_format, metadata
+            txn.run(INSERT_NODE, (*row, row_crc(*row)))
         txn.run_many(COPY_CHUNK, ((change.node_id, chunk, seq, view.seq, view.seg) for chunk in change.chunks))
-        txn.run(COPY_CHANGE, (change.node_id, seq, view.seq, view.seg))
+        note = txn.row(SELECT_CHANGE, (seq, change.node_id))
+        if note is not None:
+            _insert(txn, view.seq, change.node_id, view.seg, *note[1:])
 
 
 def unpack_chunks(packed: bytes) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from icelite.budget import MAX_ETAG_CHARACTERS, MAX_LOCATION_CHARACTERS
+from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting
@@ -20,7 +22,6 @@ INLINE = 1  # the location that stands for the payload table
 LOCATION = types(int, str, OPTIONAL_TEXT, OPTIONAL_INT, OPTIONAL_TEXT, OPTIONAL_INT)
 KINDS = (ChunkType.native, ChunkType.virtual, ChunkType.inline)
 
-INSERT_INLINE_LOCATION = "INSERT INTO location (id, kind, path) VALUES (?, ?, '')"
 SELECT_LOCATION = """
 SELECT l.kind, l.path, c.name, l.size, l.etag, l.modified_at
 FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.id = ?
@@ -34,16 +35,16 @@ SELECT l.id, l.kind, l.path, c.name, l.size, l.etag, l.modified_at
 FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.kind = 2 ORDER BY l.id
 """
 UPDATE_LOCATION = """
-UPDATE location SET path = ?2, container_id = (SELECT id FROM container WHERE name = ?3), size = ?4, etag = ?5,
-  modified_at = ?6
-WHERE id = ?1
+UPDATE location SET container_id = ?3, path = ?4, size = ?5, etag = ?6, modified_at = ?7, crc32c = ?8
+WHERE id = ?1 AND kind = ?2
 """
 SELECT_LOCATION_ID = """
 SELECT id FROM location
-WHERE path = ?2 AND kind = ?1 AND container_id IS ?3 AND size IS ?4 AND etag IS ?5 AND modified_at IS ?6
+WHERE path = ?3 AND kind = ?1 AND container_id IS ?2 AND size IS ?4 AND etag IS ?5 AND modified_at IS ?6
 """
+SELECT_LAST_LOCATION = "SELECT coalesce(max(id), 0) FROM location"
 INSERT_LOCATION = """
-INSERT INTO location (kind, path, container_id, size, etag, modified_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+INSERT INTO location (id, kind, container_id, path, size, etag, modified_at, crc32c) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 SELECT_REMOTE_LOCATION = "SELECT 1 FROM location WHERE path > ?1 || '://' AND path < ?1 || ':/0' LIMIT 1"
 SELECT_REMOTE_CONTAINER = """
@@ -55,7 +56,11 @@ SELECT_CONTAINER_ID = "SELECT id FROM container WHERE name = ?"
 
 def insert_inline_location(txn: Transaction) -> None:
     """The row that every catalog begins with."""
-    txn.run(INSERT_INLINE_LOCATION, (INLINE, int(ChunkType.inline)))
+    _insert(txn, (INLINE, int(ChunkType.inline), None, "", None, None, None))
+
+
+def _insert(txn: Transaction, row: tuple[Any, ...]) -> None:
+    txn.run(INSERT_LOCATION, (*row, row_crc(*row)))
 
 
 def lookup_location(catalog: Catalog, location_id: int) -> Location:
@@ -87,8 +92,8 @@ def load_locations(txn: Transaction) -> dict[int, Location]:
 
 def update_locations(txn: Transaction, changed: Mapping[int, Location]) -> None:
     """Rewrite locations, one row each; the references to them stay as they are."""
-    rows = ((i, v.path, v.container, v.size, v.etag, v.modified_at) for i, v in changed.items())
-    txn.run_many(UPDATE_LOCATION, rows)
+    rows = ((number, *_values(txn, location)) for number, location in changed.items())
+    txn.run_many(UPDATE_LOCATION, [(*row, row_crc(*row)) for row in rows])
 
 
 def _location(row: Row, number: object) -> Location:
@@ -104,6 +109,18 @@ def _location(row: Row, number: object) -> Location:
 
 def intern_location(txn: Transaction, location: Location) -> int:
     """The id of a location, added when it is new."""
+    values = _values(txn, location)
+    found = txn.row(SELECT_LOCATION_ID, values)
+    if found is not None:
+        return int(found[0])
+    last = txn.row(SELECT_LAST_LOCATION)
+    number = 1 if last is None else int(last[0]) + 1
+    _insert(txn, (number, *values))
+    return number
+
+
+def _values(txn: Transaction, location: Location) -> tuple[Any, ...]:
+    """The columns of a location, from kind to modified_at."""
     container_id = None
     if location.container is not None:
         row = txn.row(SELECT_CONTAINER_ID, (location.container,))
@@ -114,9 +131,7 @@ def intern_location(txn: Transaction, location: Location) -> int:
                 ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK,
             )
         container_id = row[0]
-    values = (int(location.kind), location.path, container_id, location.size, location.etag, location.modified_at)
-    found = txn.row(SELECT_LOCATION_ID, values)
-    return txn.insert(INSERT_LOCATION, values) if found is None else int(found[0])
+    return int(location.kind), container_id, location.path, location.size, location.etag, location.modified_at
 
 
 def check_objects(txn: Transaction, locations: Iterable[Location]) -> None:
@@ -133,7 +148,7 @@ def check_objects(txn: Transaction, locations: Iterable[Location]) -> None:
     native = [location for location in locations if location.kind == ChunkType.native]
     collected = find_collected(txn) if native else 0
     for location in native:
-        row = (int(location.kind), location.path, None, location.size, location.etag, location.modified_at)
+        row = _values(txn, location)
         if key_time(location.path) * 1000 < collected and txn.row(SELECT_LOCATION_ID, row) is None:
             raise SessionStateError(
                 f"garbage_collect has removed the object {location.path}, which this session wrote ahead of its"

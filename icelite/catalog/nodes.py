@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.snapshots import LINEAGE
@@ -40,7 +41,9 @@ SELECT_MAX_ID = "SELECT coalesce(max(node_id), 0) FROM node"
 VERSION = types(int, int, int, int, OPTIONAL_TEXT)  # of SELECT_NODE
 VERSION_BY_ID = types(int, int, str, int, OPTIONAL_TEXT)
 LISTED = types(str, int, int, str)
-INSERT_NODE = "INSERT OR REPLACE INTO node (path, seq, seg, node_id, zarr_format, metadata) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_NODE = """
+INSERT OR REPLACE INTO node (path, seq, seg, node_id, zarr_format, metadata, crc32c) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 
 
 def find_node(catalog: Catalog | Transaction, view: View, path: str) -> Node | None:
@@ -129,4 +132,5 @@ def insert_node(
     else:
         check_path(path)
         metadata = documents["zarr.json"] if zarr_format == 3 else json.dumps(dict(documents))
-    txn.run(INSERT_NODE, (path, view.seq, view.seg, node_id, zarr_format, metadata))
+    row = path, view.seq, view.seg, node_id, zarr_format, metadata
+    txn.run(INSERT_NODE, (*row, row_crc(*row)))

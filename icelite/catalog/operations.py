@@ -10,13 +10,15 @@ from functools import cache
 from typing import Any
 
 from icelite import types as values
+from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.values import check_types, types
 from icelite.errors import shown
 from icelite.types import RepoStatus
 
-INSERT_OPERATION = "INSERT INTO operation (done_at, kind, detail) VALUES (?, ?, ?)"
+SELECT_LAST = "SELECT coalesce(max(id), 0) FROM operation"
+INSERT_OPERATION = "INSERT INTO operation (id, done_at, kind, detail, crc32c) VALUES (?, ?, ?, ?, ?)"
 SELECT_OPERATIONS = "SELECT id, done_at, kind, detail FROM operation WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
 
 OPERATION = types(int, int, str, str)
@@ -42,7 +44,9 @@ def to_microseconds(moment: datetime) -> int:
 
 def log_operation(txn: Transaction, kind: str, detail: dict[str, Any], done_at: int | None = None) -> int:
     """Append one operation; its id, greater than every one before."""
-    return txn.insert(INSERT_OPERATION, (now() if done_at is None else done_at, kind, json.dumps(detail)))
+    last = txn.row(SELECT_LAST)
+    row = (1 if last is None else last[0] + 1, now() if done_at is None else done_at, kind, json.dumps(detail))
+    return txn.insert(INSERT_OPERATION, (*row, row_crc(*row)))
 
 
 def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[values.Update], int]:

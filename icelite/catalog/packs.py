@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from icelite.catalog.changes import add_to_sums
+from icelite.catalog.checksums import ref_hash
 from icelite.catalog.database import Transaction
 
 _EXTENTS = """
@@ -45,9 +47,13 @@ def list_extents(txn: Transaction) -> list[tuple[int, int, int]]:
 
 def move_extents(txn: Transaction, moved: Mapping[tuple[int, int, int], tuple[int, int]]) -> None:
     """Point references at the new location and offset of the same bytes, in whatever snapshot they are."""
-    changed = [
-        (*moved[location_id, offset, length], node_id, chunk, seq)
-        for node_id, chunk, seq, location_id, offset, length in txn.rows(SELECT_NATIVE_REFS)
-        if (location_id, offset, length) in moved
-    ]
+    changed: list[tuple[int, int, int, str, int]] = []
+    sums: dict[tuple[int, int], int] = {}
+    for node_id, chunk, seq, location_id, offset, length in txn.rows(SELECT_NATIVE_REFS):
+        place = moved.get((location_id, offset, length))
+        if place is not None:
+            changed.append((*place, node_id, chunk, seq))
+            difference = ref_hash(chunk, *place, length) - ref_hash(chunk, location_id, offset, length)
+            sums[seq, node_id] = sums.get((seq, node_id), 0) + difference
     txn.run_many(UPDATE_REF, changed)
+    add_to_sums(txn, sums)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from icelite.budget import MAX_NAME_CHARACTERS
 from icelite.catalog import values
+from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Transaction
 from icelite.catalog.values import check_number
 from icelite.errors import ErrorKind, InvalidInputError, RefNotFoundError, shown
 
 SELECT_BRANCH = "SELECT seq FROM branch WHERE name = ?"
 SELECT_BRANCHES = "SELECT name FROM branch ORDER BY name"
-INSERT_BRANCH = "INSERT INTO branch (name, seq) VALUES (?, ?)"
-UPDATE_BRANCH = "UPDATE branch SET seq = ?3 WHERE name = ?1 AND seq = ?2"
+INSERT_BRANCH = "INSERT INTO branch (name, seq, crc32c) VALUES (?, ?, ?)"
+UPDATE_BRANCH = "UPDATE branch SET seq = ?3, crc32c = ?4 WHERE name = ?1 AND seq = ?2"
 DELETE_BRANCH = "DELETE FROM branch WHERE name = ?"
 SELECT_TAG = "SELECT seq FROM tag WHERE name = ?"
 SELECT_TAGS = "SELECT name FROM tag WHERE seq IS NOT NULL ORDER BY name"
 SELECT_DELETED_TAGS = "SELECT name FROM tag WHERE seq IS NULL ORDER BY name"
-INSERT_TAG = "INSERT INTO tag (name, seq) VALUES (?, ?)"
-DELETE_TAG = "UPDATE tag SET seq = NULL WHERE name = ?"
+INSERT_TAG = "INSERT INTO tag (name, seq, crc32c) VALUES (?, ?, ?)"
+DELETE_TAG = "UPDATE tag SET seq = NULL, crc32c = ?2 WHERE name = ?1"
 
 
 def check_name(name: object, what: str) -> None:
@@ -73,12 +74,12 @@ def list_branches(txn: Transaction) -> list[str]:
 
 def insert_branch(txn: Transaction, name: str, seq: int) -> None:
     """Add a branch whose name is free."""
-    txn.run(INSERT_BRANCH, (name, seq))
+    txn.run(INSERT_BRANCH, (name, seq, row_crc(name, seq)))
 
 
 def move_branch(txn: Transaction, name: str, expected: int, seq: int) -> bool:
     """Point a branch at another snapshot, if it is still where it is expected."""
-    return txn.run(UPDATE_BRANCH, (name, expected, seq)) == 1
+    return txn.run(UPDATE_BRANCH, (name, expected, seq, row_crc(name, seq))) == 1
 
 
 def delete_branch(txn: Transaction, name: str) -> None:
@@ -122,9 +123,9 @@ def list_deleted_tags(txn: Transaction) -> list[str]:
 
 def insert_tag(txn: Transaction, name: str, seq: int) -> None:
     """Add a tag whose name was never used."""
-    txn.run(INSERT_TAG, (name, seq))
+    txn.run(INSERT_TAG, (name, seq, row_crc(name, seq)))
 
 
 def delete_tag(txn: Transaction, name: str) -> None:
     """Delete a tag; its name stays taken."""
-    txn.run(DELETE_TAG, (name,))
+    txn.run(DELETE_TAG, (name, row_crc(name, None)))

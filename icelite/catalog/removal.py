@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from icelite.catalog import usage
+from icelite.catalog.changes import add_to_sums, next_array
+from icelite.catalog.checksums import ref_hash, row_crc
 from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Transaction
 from icelite.catalog.reachability import Interval, Reach, Version, merged, needed, overlaps, scan_nodes, seen
@@ -43,21 +46,25 @@ WHERE parent_seq IS NOT NULL AND written_at < ?1 AND seq NOT IN (SELECT seq FROM
 """
 DELETE_SNAPSHOT = "DELETE FROM snapshot WHERE seq = ?"
 # The first snapshot adopts, as in Icechunk. A nearer one that stays may be a tag beside the line of history.
-ADOPT_ORPHANS = """
-UPDATE snapshot SET parent_seq = (SELECT seq FROM snapshot WHERE parent_seq IS NULL)
-WHERE parent_seq IS NOT NULL AND parent_seq NOT IN (SELECT seq FROM snapshot)
+SELECT_ORPHANS = """
+SELECT s.seq, s.seg, s.id, f.seq, s.written_at, s.message, s.metadata
+FROM snapshot s JOIN (SELECT min(seq) AS seq FROM snapshot WHERE parent_seq IS NULL) f
+WHERE s.parent_seq IS NOT NULL AND s.parent_seq NOT IN (SELECT seq FROM snapshot)
 """
+ADOPT_ORPHAN = "UPDATE snapshot SET parent_seq = ?2, crc32c = ?3 WHERE seq = ?1"
 
 SELECT_POINTS = "SELECT DISTINCT seq, seg FROM change UNION SELECT seq, seg FROM snapshot"
 DELETE_NODE = "DELETE FROM node WHERE path = ? AND seq = ?"
-SELECT_ARRAYS_AFTER = "SELECT node_id FROM chunk_ref WHERE node_id > ? ORDER BY node_id LIMIT 1"
 # One row a chunk: its versions as text, number and whether it deletes the chunk in one integer each.
 SELECT_VERSIONS = """
 SELECT chunk, group_concat(2 * seq + (location_id IS NULL)) FROM chunk_ref
 WHERE node_id = ?1 AND chunk >= ?2 GROUP BY chunk ORDER BY chunk LIMIT ?3
 """
-DELETE_REF = "DELETE FROM chunk_ref WHERE node_id = ? AND chunk = ? AND seq = ?"
+DELETE_REF = """
+DELETE FROM chunk_ref WHERE node_id = ? AND chunk = ? AND seq = ? RETURNING location_id, offset, length
+"""
 DELETE_REFS = "DELETE FROM chunk_ref WHERE node_id = ?"
+SELECT_SUMS_OF_NODE = "SELECT seq, refs_sum FROM change WHERE node_id = ?"
 SELECT_CHANGE_POINTS = "SELECT DISTINCT seq, seg FROM change"
 DELETE_CHANGES = "DELETE FROM change WHERE seq = ?"
 DELETE_CHANGES_OF_FORGOTTEN = "DELETE FROM change WHERE node_id NOT IN (SELECT node_id FROM node)"
@@ -79,6 +86,7 @@ WHERE kind = 1 AND id NOT IN (SELECT location_id FROM chunk_ref WHERE location_i
 DELETE_UNUSED_LOCATIONS = """
 DELETE FROM location
 WHERE kind <> 3 AND id NOT IN (SELECT location_id FROM chunk_ref WHERE location_id IS NOT NULL)
+  AND id NOT IN (SELECT location_id FROM usage)
 """
 
 CHUNKS_AT_ONCE = 50_000
@@ -111,7 +119,7 @@ def list_unreached(txn: Transaction, moment: int) -> dict[int, str]:
 def release_snapshots(txn: Transaction, seqs: Iterable[int]) -> None:
     """Remove snapshots; the first one becomes the parent of those that lose theirs."""
     txn.run_many(DELETE_SNAPSHOT, ((seq,) for seq in seqs))
-    txn.run(ADOPT_ORPHANS)
+    txn.run_many(ADOPT_ORPHAN, [(row[0], row[3], row_crc(*row)) for row in txn.rows(SELECT_ORPHANS)])
 
 
 def remove_nodes(txn: Transaction, reach: Reach) -> tuple[int, Alive]:
@@ -135,17 +143,27 @@ def remove_refs(txn: Transaction, reach: Reach, alive: Alive) -> int:
     """Remove the references that no snapshot sees, and those of nodes that none sees; their number."""
     points = {int(seq): reach.interval(seg, seq) for seq, seg in txn.rows(SELECT_POINTS)}
     removed = 0
-    row = txn.row(SELECT_ARRAYS_AFTER, (0,))
-    while row is not None:
-        node_id = int(row[0])
+    node_id = next_array(txn, -1)
+    while node_id is not None:
         if node_id not in alive:
             removed += txn.run(DELETE_REFS, (node_id,))
+            sums = txn.rows(SELECT_SUMS_OF_NODE, (node_id,))
+            add_to_sums(txn, {(seq, node_id): -refs_sum for seq, refs_sum in sums})
         else:
             for dead in _dead_refs(txn, node_id, points, alive[node_id]):
-                txn.run_many(DELETE_REF, dead)
+                _remove(txn, dead)
                 removed += len(dead)
-        row = txn.row(SELECT_ARRAYS_AFTER, (node_id,))
+        node_id = next_array(txn, node_id)
     return removed
+
+
+def _remove(txn: Transaction, dead: Iterable[tuple[int, str, int]]) -> None:
+    """Remove references, and take their hashes out of the sums."""
+    gone: dict[tuple[int, int], int] = {}
+    for node_id, chunk, seq in dead:
+        for location_id, offset, length in txn.rows(DELETE_REF, (node_id, chunk, seq)):
+            gone[seq, node_id] = gone.get((seq, node_id), 0) - ref_hash(chunk, location_id, offset, length)
+    add_to_sums(txn, gone)
 
 
 def _dead_refs(
@@ -185,10 +203,16 @@ def remove_changes(txn: Transaction, reach: Reach) -> int:
     """Remove the changes of points that no snapshot has behind it, and of nodes that are forgotten; their number."""
     removed = 0
     for seq, seg in txn.rows(SELECT_CHANGE_POINTS):
-        start, stop = reach.interval(seg, seq)
-        if start == stop:
+        if not _is_behind_any(reach, seg, seq):
             removed += txn.run(DELETE_CHANGES, (seq,))
+    forgotten = [seq for seq, seg in usage.list_points(txn) if not _is_behind_any(reach, seg, seq)]
+    usage.remove_points(txn, forgotten)
     return removed + txn.run(DELETE_CHANGES_OF_FORGOTTEN)
+
+
+def _is_behind_any(reach: Reach, seg: int, seq: int) -> bool:
+    start, stop = reach.interval(seg, seq)
+    return start < stop
 
 
 def remove_segments(txn: Transaction, reach: Reach) -> int:
@@ -221,5 +245,8 @@ def list_unused_objects(txn: Transaction) -> set[str]:
 
 
 def remove_locations(txn: Transaction) -> int:
-    """Remove the files and objects that no reference names; their number. Containers are configuration, and stay."""
+    """Remove the files and objects that no reference and no history names; their number.
+
+    Containers are configuration, and stay.
+    """
     return txn.run(DELETE_UNUSED_LOCATIONS)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from icelite.budget import MAX_LOCATION_CHARACTERS
+from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged, read_json, read_json_object
 from icelite.catalog.values import check_text, check_types, types
@@ -15,16 +16,16 @@ from icelite.errors import ErrorKind, InvalidInputError, shown
 from icelite.storage import StorageConfig
 
 SELECT_SETTING = "SELECT value FROM setting WHERE name = ?"
-UPSERT_SETTING = (
-    "INSERT INTO setting (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-)
-SELECT_CONTAINERS = "SELECT name, url_prefix, options FROM container ORDER BY id"
-INSERT_CONTAINER = """
-INSERT INTO container (name, url_prefix, options) VALUES (?, ?, ?)
-ON CONFLICT (url_prefix) DO UPDATE SET name = excluded.name, options = excluded.options
+UPSERT_SETTING = """
+INSERT INTO setting (name, value, crc32c) VALUES (?1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, crc32c = excluded.crc32c
 """
-UPDATE_CONTAINER = "UPDATE container SET name = ?2, url_prefix = ?3, options = ?4 WHERE url_prefix = ?1"
 CONTAINER = types(str, str, str)
+SELECT_CONTAINERS = "SELECT name, url_prefix, options FROM container ORDER BY id"
+SELECT_CONTAINER_NUMBER = "SELECT id FROM container WHERE url_prefix = ?"
+SELECT_LAST_CONTAINER = "SELECT coalesce(max(id), 0) FROM container"
+INSERT_CONTAINER = "INSERT INTO container (id, name, url_prefix, options, crc32c) VALUES (?, ?, ?, ?, ?)"
+UPDATE_CONTAINER = "UPDATE container SET name = ?2, url_prefix = ?3, options = ?4, crc32c = ?5 WHERE id = ?1"
 DELETE_SETTING = "DELETE FROM setting WHERE name = ?"
 
 
@@ -42,7 +43,8 @@ def find_setting(txn: Transaction, name: str) -> Any:
 
 def save_setting(txn: Transaction, name: str, value: Any) -> None:
     """Set a setting to a JSON-able value."""
-    txn.run(UPSERT_SETTING, (name, json.dumps(value)))
+    text = json.dumps(value)
+    txn.run(UPSERT_SETTING, (name, text, row_crc(name, text)))
 
 
 def drop_setting(txn: Transaction, name: str) -> None:
@@ -97,13 +99,23 @@ def save_container(txn: Transaction, container: VirtualChunkContainer) -> None:
                 ErrorKind.STORAGE_CONFIG,
             )
         move_container(txn, same.url_prefix, container)
-        return
-    txn.run(INSERT_CONTAINER, (container.name, container.url_prefix, json.dumps(container.options())))
+    elif taken is not None:
+        move_container(txn, container.url_prefix, container)
+    else:
+        last = txn.row(SELECT_LAST_CONTAINER)
+        txn.run(INSERT_CONTAINER, _row(1 if last is None else last[0] + 1, container))
 
 
 def move_container(txn: Transaction, url_prefix: str, moved: VirtualChunkContainer) -> None:
     """Let a container stand for another place; the references through it follow."""
-    txn.run(UPDATE_CONTAINER, (url_prefix, moved.name, moved.url_prefix, json.dumps(moved.options())))
+    row = txn.row(SELECT_CONTAINER_NUMBER, (url_prefix,))
+    if row is not None:
+        txn.run(UPDATE_CONTAINER, _row(row[0], moved))
+
+
+def _row(number: int, container: VirtualChunkContainer) -> tuple[Any, ...]:
+    row = number, container.name, container.url_prefix, json.dumps(container.options())
+    return *row, row_crc(*row)
 
 
 def load_config(txn: Transaction) -> RepositoryConfig:

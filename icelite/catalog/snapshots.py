@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from icelite.budget import MAX_SEGMENTS_OF_HISTORY, over_budget
+from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Row, Transaction
 from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.operations import to_datetime, to_microseconds
@@ -31,12 +32,13 @@ WITH RECURSIVE lineage (seg, bound) AS (
 """
 SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage LIMIT 100001"
 LINEAGE_ROW = types(int, int)
-INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
+INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq, crc32c) VALUES (?, ?, ?, ?)"
 INSERT_SNAPSHOT = """
-INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata, crc32c) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
+SELECT_FIRST = "SELECT seq, seg FROM snapshot WHERE id = ?"
 REPLACE_FIRST_SNAPSHOT = """
-UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5 WHERE id = ?1
+UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5, crc32c = ?6 WHERE seq = ?1
 """
 SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
 SELECT_SEQ = "SELECT seq FROM snapshot WHERE id = ?"
@@ -139,14 +141,22 @@ def view_before(txn: Transaction, view: View) -> View:
 
 def insert_first_snapshot(txn: Transaction, seq: int, written_at: int) -> None:
     """The empty snapshot that every history begins with; id and message are Icechunk's."""
-    txn.run(INSERT_SEGMENT, (seq, None, None))
-    txn.run(INSERT_SNAPSHOT, (seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"))
+    _insert_segment(txn, seq, None, None)
+    row = seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"
+    txn.run(INSERT_SNAPSHOT, (*row, row_crc(*row)))
+
+
+def _insert_segment(txn: Transaction, *row: int | None) -> None:
+    txn.run(INSERT_SEGMENT, (*row, row_crc(*row)))
 
 
 def replace_first_snapshot(txn: Transaction, info: SnapshotInfo) -> None:
     """Let a new repository begin as another one did."""
-    values = info.id, to_microseconds(info.written_at), info.message, json.dumps(info.metadata)
-    txn.run(REPLACE_FIRST_SNAPSHOT, (INITIAL_SNAPSHOT_ID, *values))
+    first = txn.row(SELECT_FIRST, (INITIAL_SNAPSHOT_ID,))
+    if first is None:
+        raise _no_snapshot(1)
+    values = to_microseconds(info.written_at), info.message, json.dumps(info.metadata)
+    txn.run(REPLACE_FIRST_SNAPSHOT, (first[0], info.id, *values, row_crc(*first, info.id, None, *values)))
 
 
 def insert_snapshot(
@@ -175,9 +185,10 @@ def insert_snapshot(
         seg, bounds = parent.seg, {**parent.bounds, parent.seg: seq}
     else:
         seg, bounds = seq, {**parent.bounds, seq: seq}
-        txn.run(INSERT_SEGMENT, (seg, parent.seg, parent.seq))
+        _insert_segment(txn, seg, parent.seg, parent.seq)
     known_parent = parent.seq if parent_seq is None else parent_seq
-    txn.run(INSERT_SNAPSHOT, (seq, seg, snapshot_id, known_parent, written_at, message, json.dumps(metadata)))
+    row = seq, seg, snapshot_id, known_parent, written_at, message, json.dumps(metadata)
+    txn.run(INSERT_SNAPSHOT, (*row, row_crc(*row)))
     return View(seg, seq, bounds)
 
 

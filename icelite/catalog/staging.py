@@ -158,15 +158,15 @@ def copy_refs(txn: Transaction, staged_id: int, node_id: int, view: View) -> Non
     txn.run(COPY_REFS, (staged_id, node_id, view.seq, view.seg))
 
 
-def pack_chunks(txn: Transaction, staged_id: int) -> bytes:
-    """The grid positions of an array's staged references, as ``change.chunks`` holds them."""
+def pack_chunks(txn: Transaction, staged_id: int) -> tuple[bytes, int]:
+    """The grid positions of an array's staged references, as ``change.chunks`` holds them, and their number."""
     compressor = zlib.compressobj(level=1)
     parts: list[bytes] = []
-    start, separator = FIRST, b""
+    start, separator, count = FIRST, b"", 0
     while True:
         row = txn.row(SELECT_SOME_CHUNKS, (staged_id, start, CHUNKS_AT_ONCE))
         if row is None or row[2] == 0:
             break
         parts.append(compressor.compress(separator + row[0].encode()))
-        start, separator = row[1] + AFTER, b"\n"
-    return b"".join([*parts, compressor.flush()])
+        start, separator, count = row[1] + AFTER, b"\n", count + row[2]
+    return b"".join([*parts, compressor.flush()]), count

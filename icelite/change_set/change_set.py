@@ -5,11 +5,12 @@ Nothing here is visible to anyone else until `write_to` copies it into the catal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from icelite.catalog import staging
+from icelite.catalog import staging, usage
 from icelite.catalog.changes import insert_change
 from icelite.catalog.database import Catalog, Transaction
 from icelite.change_set.chunks import ChunkChanges
@@ -18,7 +19,7 @@ from icelite.change_set.nodes import NodeChanges
 from icelite.conflicts import Edits, NodeEdit
 from icelite.keys import ancestors
 from icelite.metadata import array_info
-from icelite.types import Diff, NodeChange, View
+from icelite.types import ChunkType, Diff, NodeChange, View
 
 
 class ChangeSet(ChunkChanges, NodeChanges):
@@ -135,12 +136,32 @@ class ChangeSet(ChunkChanges, NodeChanges):
 
         Whoever calls holds `lock`, commits ``txn`` and then throws this change set away.
         """
-        with_refs = self._write_refs(txn)
+        with_refs, location_ids = self._write_refs(txn)
         ids = self._insert_nodes(txn, view)
         changes = self._node_changes()
+        added: Counter[int] = Counter()
+        removed = self._count_removed(txn, with_refs, changes)
+        files = [i for i, location in enumerate(self._locations, start=2) if location.kind == ChunkType.virtual]
         for node_id in sorted(with_refs):
             staging.copy_refs(txn, node_id, ids.get(node_id, node_id), view)
             change = changes.pop(node_id, NodeChange.none)
-            insert_change(txn, view, ids.get(node_id, node_id), change, staging.pack_chunks(txn, node_id))
+            packed, rows = staging.pack_chunks(txn, node_id)
+            tally = self._tally(txn, node_id, rows)
+            added.update({int(location_ids[i]): count for i in files if (count := tally.count(i))})
+            insert_change(txn, view, ids.get(node_id, node_id), change, packed, tally.refs_sum(location_ids))
         for node_id, change in changes.items():
-            insert_change(txn, view, ids.get(node_id, node_id), change, None)
+            insert_change(txn, view, ids.get(node_id, node_id), change, None, 0)
+        usage.record_usage(txn, view, added, removed)
+
+    def _count_removed(
+        self, txn: Transaction, with_refs: Iterable[int], changes: Mapping[int, NodeChange]
+    ) -> Counter[int]:
+        """How many references of the snapshot to each file go, by location id."""
+        removed: Counter[int] = Counter()
+        for node_id in with_refs:
+            if node_id > 0:
+                removed.update(usage.count_replaced(txn, self.view, node_id))
+        for node_id, change in changes.items():
+            if change == NodeChange.deleted:
+                removed.update(usage.count_all(txn, self.view, node_id))
+        return removed

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from icelite.catalog import chunks as chunk_table
 from icelite.catalog import staging
+from icelite.catalog.checksums import Ints
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.locations import INLINE, check_objects, intern_location, lookup_location
 from icelite.catalog.operations import now
@@ -23,6 +24,7 @@ from icelite.catalog.payloads import check_size, insert_payload
 from icelite.catalog.permissions import check_online
 from icelite.catalog.remote import repeat_write
 from icelite.change_set.native import Native
+from icelite.change_set.tally import BLOCK_ROWS, Tally, tally_of
 from icelite.types import ChunkRef, ChunkType, Location, View, chunk_name, chunk_position
 
 PENDING_BYTES = 32 << 20
@@ -56,6 +58,7 @@ class ChunkChanges:
         self._pending: dict[tuple[int, str], bytes] = {}
         self._pending_bytes = 0
         self._with_refs: set[int] = set()  # arrays with rows in staged.chunk_ref
+        self._tallies: dict[int, Tally] = {}  # of those whose rows came in blocks
         self._ahead = False  # whether any of those rows are of bytes in the catalog: no commit refers to them yet
         self._locations: list[Location] = []  # staged location id - 2: 1 is INLINE
         self._location_ids: dict[Location, int] = {}
@@ -171,18 +174,21 @@ class ChunkChanges:
         self,
         node_id: int,
         chunks: Sequence[str],
-        location_ids: Sequence[int | None],
-        offsets: Sequence[int],
-        lengths: Sequence[int],
+        location_ids: Ints,
+        offsets: Ints,
+        lengths: Ints,
         txn: Transaction,
     ) -> None:
         """Stage references, as aligned columns; the ids come from `intern`."""
-        staging.put_refs(txn, node_id, chunks, location_ids, offsets, lengths)
+        ids, some_offsets, some_lengths = (_as_list(column) for column in (location_ids, offsets, lengths))
+        staging.put_refs(txn, node_id, chunks, ids, some_offsets, some_lengths)
+        if len(chunks) >= BLOCK_ROWS and (node_id in self._tallies or node_id not in self._with_refs):
+            self._tallies.setdefault(node_id, Tally()).add(chunks, location_ids, offsets, lengths)
         if self._pending:
             for chunk in chunks:
                 self._pending_bytes -= len(self._pending.pop((node_id, chunk), b""))
         self._with_refs.add(node_id)
-        self._ahead = self._ahead or INLINE in location_ids
+        self._ahead = self._ahead or INLINE in ids
 
     def intern(self, location: Location) -> int:
         """The staged id of a location."""
@@ -199,6 +205,7 @@ class ChunkChanges:
 
     def delete_chunks(self, node_id: int, chunks: Sequence[str]) -> None:
         """Delete chunks; those that are not there stay so."""
+        self._tallies.pop(node_id, None)
         with self.lock, self.catalog.stage() as txn:
             for chunk in chunks:
                 self._pending_bytes -= len(self._pending.pop((node_id, chunk), b""))
@@ -215,6 +222,7 @@ class ChunkChanges:
 
     def forget_changes(self, txn: Transaction, node_id: int, chunks: Collection[str]) -> None:
         """Give up what the session did to these chunks; the snapshot's count again."""
+        self._tallies.pop(node_id, None)
         for chunk in chunks:
             self._pending_bytes -= len(self._pending.pop((node_id, chunk), b""))
             staging.drop_ref(txn, node_id, chunk)
@@ -232,6 +240,7 @@ class ChunkChanges:
             for (pending_id, chunk), data in self._pending.items()
         }
         rows = staging.list_refs(txn, node_id)
+        self._tallies.pop(node_id, None)
         staging.drop_refs(txn, node_id)
         if rows:
             chunks, *columns = zip(*rows, strict=True)
@@ -329,6 +338,7 @@ class ChunkChanges:
         return sum(size for _, size in self.chunk_sizes(node_id))
 
     def _forget_chunks(self, node_id: int) -> None:
+        self._tallies.pop(node_id, None)
         for key in [key for key in self._pending if key[0] == node_id]:
             self._pending_bytes -= len(self._pending.pop(key))
         if node_id in self._with_refs:
@@ -356,8 +366,14 @@ class ChunkChanges:
                 names.update(row[0] for row in staging.list_refs(txn, node_id))
         return names
 
-    def _write_refs(self, txn: Transaction) -> set[int]:
-        """Stage the pending bytes and number the locations; ids of the arrays whose references are to be copied."""
+    def _write_refs(self, txn: Transaction) -> tuple[set[int], npt.NDArray[np.int64]]:
+        """Stage the pending bytes and number the locations.
+
+        Returns
+        -------
+        tuple
+            Ids of the arrays whose references are to be copied; the number in the catalog of each staged location.
+        """
         if self._ahead:
             staging.check_payloads(txn)
         check_objects(txn, self._locations)
@@ -366,7 +382,17 @@ class ChunkChanges:
         catalog_ids = [(INLINE, INLINE)]
         catalog_ids += [(i, intern_location(txn, location)) for i, location in enumerate(self._locations, start=2)]
         staging.map_locations(txn, catalog_ids)
-        return set(staging.list_changed_nodes(txn)) & with_refs
+        numbers = np.array([0, *(number for _, number in catalog_ids)], np.int64)
+        return set(staging.list_changed_nodes(txn)) & with_refs, numbers
+
+    def _tally(self, txn: Transaction, node_id: int, rows: int) -> Tally:
+        """What the ``rows`` staged references of an array add up to."""
+        tally = self._tallies.get(node_id)
+        return tally if tally is not None and tally.rows == rows else tally_of(staging.scan_refs(txn, node_id))
+
+
+def _as_list(column: Ints) -> Sequence[int]:
+    return column.tolist() if isinstance(column, np.ndarray) else column
 
 
 def _isin(chunks: Collection[str], names: Container[str]) -> npt.NDArray[np.bool_]:

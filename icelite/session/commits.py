@@ -20,6 +20,7 @@ from icelite.catalog.operations import log_operation, now, to_microseconds
 from icelite.catalog.permissions import check_feature, check_online
 from icelite.catalog.remote import pause
 from icelite.catalog.settings import list_containers, save_container
+from icelite.catalog.usage import copy_usage
 from icelite.change_set import ChangeSet
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver
@@ -317,6 +318,7 @@ class Commits:
         )
         if amended is not None:
             copy_snapshot(txn, base.seq, view)
+            copy_usage(txn, base.seq, view)
         self._save_containers(txn)
         self.changes.write_to(txn, view)
         return view

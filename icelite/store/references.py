@@ -161,7 +161,7 @@ def _in_key_order(column: Ints, grid: tuple[int, ...], orders: list[Any]) -> Int
     return column if not grid else column.reshape(grid)[np.ix_(*orders)].ravel()
 
 
-def _batches(names: Iterable[str], columns: list[Ints]) -> Iterator[tuple[list[str], list[list[int]]]]:
+def _batches(names: Iterable[str], columns: list[Ints]) -> Iterator[tuple[list[str], list[Ints]]]:
     iterator = iter(names)
     for start in range(0, len(columns[0]), ROWS_AT_ONCE):
         chunks = list(islice(iterator, ROWS_AT_ONCE))
@@ -170,7 +170,7 @@ def _batches(names: Iterable[str], columns: list[Ints]) -> Iterator[tuple[list[s
         if not keep.all():
             chunks = [chunk for chunk, kept in zip(chunks, keep.tolist(), strict=True) if kept]
             block = [column[keep] for column in block]
-        yield chunks, [column.tolist() for column in block]
+        yield chunks, block
 
 
 def check_extent(url: str, offset: int, length: int) -> None:

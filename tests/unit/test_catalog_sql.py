@@ -43,10 +43,17 @@ SCANS = {
     "staging.SELECT_SOME_REFS": "k VIRTUAL TABLE INDEX 1:",
     "payloads.SELECT_PAYLOADS": "json_each VIRTUAL TABLE INDEX 1:",
     "staging.SELECT_CHANGED_NODES": "staged.chunk_ref",
+    "changes.SELECT_WRITTEN": "k VIRTUAL TABLE INDEX 1:",
+    "usage.COUNT_ALL": "c",  # what the inner query found
+    "usage.COUNT_REPLACED": "c",
+    "usage.SELECT_OF_SNAPSHOT": "usage",  # only an amend asks
+    "usage.SELECT_HISTORY": "k VIRTUAL TABLE INDEX 1:",
+    "usage.SELECT_USAGE": "k VIRTUAL TABLE INDEX 1:",
     "staging.SELECT_LOST": "r",
 }
 # Expiration, garbage collection, verification and statistics look at everything.
 MAINTENANCE = {"removal", "reachability", "invariants", "packs", "chunks.SELECT_SUMS"}
+MAINTENANCE |= {"changes.SELECT_ALL_SUMS", "changes.SELECT_ARRAY_AFTER", "usage.SELECT_POINTS", "usage.DELETE_POINTS"}
 # These run on a copy of a catalog that nobody else has opened, and use a table of their own.
 ON_A_COPY = {"bundling"}
 # Every one of these runs for each chunk, each node, each location or each commit.

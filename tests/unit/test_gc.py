@@ -183,7 +183,7 @@ def test_snapshots_that_nothing_reaches_go_when_they_are_old(workbench: Any) -> 
     assert workbench.repository.verify() == []
 
 
-def test_locations_go_with_their_last_reference(workbench: Any, tmp_path: Path) -> None:
+def test_files_stay_named_as_long_as_their_history(workbench: Any, tmp_path: Path) -> None:
     urls = [(tmp_path / name).as_uri() for name in ("a.bin", "b.bin")]
     for url in urls:
         Path(url.removeprefix("file://")).write_bytes(b"0123456789")
@@ -192,10 +192,19 @@ def test_locations_go_with_their_last_reference(workbench: Any, tmp_path: Path) 
         session = workbench.repository.writable_session("main")
         session.store.set_virtual_ref("x/c/0", url, offset=2, length=3)
         session.commit("refer")
+    session = workbench.repository.writable_session("main")
+    session.store.set_virtual_ref("x/c/1", (tmp_path / "a.bin").as_uri(), offset=0, length=3)
+    session.flush("nobody adopts it")
+    stray = (tmp_path / "c.bin").as_uri()
+    (tmp_path / "c.bin").write_bytes(b"0123456789")
+    session = workbench.repository.writable_session("main")
+    session.store.set_virtual_ref("x/c/1", stray, offset=0, length=3)
+    session.flush("nobody adopts it either")
     workbench.repository.expire_snapshots(workbench.now())
     assert workbench.repository.garbage_collect(workbench.now()).locations_deleted == 1
     assert workbench.contents("main")["x/c/0"] == b"234"
-    assert workbench.rows("SELECT kind, path FROM location") == [(3, ""), (2, urls[1])]
+    assert workbench.rows("SELECT kind, path FROM location") == [(3, ""), (2, urls[0]), (2, urls[1])]
+    assert workbench.repository.verify() == []
 
 
 def test_a_dry_run_counts_and_changes_nothing(workbench: Any) -> None:

@@ -21,7 +21,6 @@ from zarr.core.sync import sync
 
 import icelite
 from icelite.catalog import snapshots
-from icelite.catalog.operations import INSERT_OPERATION
 from icelite.errors import FormatError, InvalidInputError, RefNotFoundError, SnapshotNotFoundError
 from icelite.repository import Repository
 from icelite.repository import history as history_module
@@ -333,9 +332,12 @@ def test_a_long_log_comes_in_pages(repo: Repository, monkeypatch: pytest.MonkeyP
     assert [info.id for info in repo.ancestry(branch="main")] == [*ids[::-1], INITIAL_SNAPSHOT_ID]
 
 
+INSERT_BY_HAND = "INSERT INTO operation (done_at, kind, detail) VALUES (?, ?, ?)"
+
+
 def test_a_kind_of_a_later_release_is_told_as_it_is(repo: Repository) -> None:
     with repo._catalog.write() as txn:
-        txn.run(INSERT_OPERATION, (5, "Painted", '{"colour": "blue"}'))
+        txn.run(INSERT_BY_HAND, (5, "Painted", '{"colour": "blue"}'))
     newest = next(repo.ops_log())
     assert newest.kind == UpdateType.OtherUpdate("Painted", {"colour": "blue"})
     assert newest.updated_at == datetime(1970, 1, 1, 0, 0, 0, 5, tzinfo=UTC)
@@ -345,7 +347,7 @@ def test_a_kind_of_a_later_release_is_told_as_it_is(repo: Repository) -> None:
 @pytest.mark.parametrize("kind", ["NewCommit", "RepoStatusChanged"])
 def test_a_damaged_entry_is_an_error(repo: Repository, kind: str, detail: str) -> None:
     with repo._catalog.write() as txn:
-        txn.run(INSERT_OPERATION, (5, kind, detail))
+        txn.run(INSERT_BY_HAND, (5, kind, detail))
     with pytest.raises(FormatError) as caught:
         list(repo.ops_log())
     assert caught.value.kind == "corrupt"
