@@ -1,6 +1,6 @@
 """`kill -9` at random moments of writing: the file opens, what was acknowledged is whole, nothing else is seen.
 
-How many times each: ``ICELITE_KILLS``, 10 where it is not set.
+How many times each: ``ICELITE_KILLS``; 10 where it is not set, 40 in a campaign.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import zarr
 from zarr.core.sync import sync
 
@@ -25,7 +26,7 @@ from icelite.repository import Repository
 from icelite.session import Session
 from icelite.types import INITIAL_SNAPSHOT_ID
 
-KILLS = int(os.environ.get("ICELITE_KILLS", "10"))
+KILLS = int(os.environ.get("ICELITE_KILLS", "40" if os.environ.get("ICELITE_CAMPAIGN") else "10"))
 MOST_SECONDS = 0.5  # from the first sign of life to the kill
 CHUNKS = 64
 SIZE = 4096
@@ -218,3 +219,121 @@ def sweep(repository: Repository) -> int:
         named = {found.key for found in packs.list_packs(txn)}
     assert {found.key for found in repository._objects.scan()} == named
     return removed
+
+
+# -- every other way to write ----------------------------------------------------------------------------------
+
+# Does one thing over and over on a repository whose array `x` every commit sets to its number.
+OTHERS = """
+    import itertools, os, sys
+    from datetime import UTC, datetime
+    import icelite
+    from zarr.core.buffer import default_buffer_prototype
+
+    folder, work = sys.argv[1:]
+    buffer = default_buffer_prototype().buffer
+    repo = icelite.Repository.open(f"{folder}/a.icelite")
+    number = int(next(iter(repo.ancestry(branch="main"))).message)
+
+    def write(way):
+        global number
+        number += 1
+        session = repo.writable_session("main")
+        for chunk in range(8):
+            session.store.set_sync(f"x/c/{chunk}", buffer.from_bytes(number.to_bytes(4, "big") * 1024))
+        way(session)(str(number))
+        print(number, flush=True)
+
+    def amend():
+        write(lambda session: session.amend)
+
+    def sweep():
+        write(lambda session: session.commit)
+        repo.expire_snapshots(datetime.now(UTC))
+        repo.garbage_collect(datetime.now(UTC))
+
+    def compact():
+        write(lambda session: session.commit)
+        repo.garbage_collect(datetime.now(UTC))
+        repo.compact()
+
+    def bundle():
+        repo.bundle(f"{folder}/bundle-{os.getpid()}-{next(numbers)}.icelite")
+
+    def export():
+        repo.export_zarr(f"{folder}/plain-{os.getpid()}-{next(numbers)}.zarr")
+
+    def virtualize():
+        which = next(numbers)
+        target = f"{folder}/virtual-{os.getpid()}-{which}.icelite"
+        icelite.virtualize(f"{folder}/d0.nc", target, concat_dim="time")
+        icelite.virtualize(f"{folder}/d1.nc", target, concat_dim="time")
+
+    def relocate():
+        now = next(iter(repo.sources())).url.split("/")[2]
+        repo.relocate(f"s3://{now}/", f"s3://{'new' if now == 'old' else 'old'}/")
+
+    numbers = itertools.count()
+    print("alive", flush=True)
+    while True:
+        globals()[work]()
+"""
+WORKS = ["amend", "sweep", "compact", "bundle", "export", "virtualize", "relocate"]
+
+
+def start_others(folder: Path, work: str) -> Path:
+    """A repository with one array, and what the work needs: two files to virtualize, or a virtual chunk to relocate."""
+    xr = pytest.importorskip("xarray")
+    pytest.importorskip("h5py")
+    for day in range(2):
+        values = {"sst": (("time", "y"), [[float(day)] * 4])}
+        xr.Dataset(values, {"time": [day]}).to_netcdf(folder / f"d{day}.nc", format="NETCDF3_CLASSIC", engine="scipy")
+    session = Repository.create(folder / "a.icelite").writable_session("main")
+    zarr.create_array(session.store, name="x", shape=(8 * 4096,), chunks=(4096,), dtype="u1", compressors=None)
+    if work == "relocate":
+        zarr.create_array(session.store, name="far", shape=(4,), chunks=(4,), dtype="u1", compressors=None)
+        session.store.set_virtual_ref("far/c/0", "s3://old/data.bin", offset=0, length=4, validate_container=False)
+    session.commit("0")
+    return folder / "a.icelite"
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_killed_in_every_other_way_to_write(work: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = start_others(tmp_path, work)
+    kills = max(1, KILLS // 5)
+    last = 0
+    for _ in range(kills):
+        acknowledged = run_and_kill(OTHERS, tmp_path, work)
+        last = max([last, *map(int, acknowledged)])
+        repository = Repository.open(path, check="always")
+        newest = next(iter(repository.ancestry(branch="main")))
+        assert int(newest.message) - last in (0, 1)
+        last = int(newest.message)
+        found = contents_at_hand(repository)
+        assert found == ({f"x/c/{chunk}": last.to_bytes(4, "big") * 1024 for chunk in range(8)} if last else {})
+        assert repository.verify() == []
+        urls = [row.url for row in repository.sources()]
+        assert urls in ([["s3://old/data.bin"], ["s3://new/data.bin"]] if work == "relocate" else [[]])
+        repository.close()
+        check_made(tmp_path)
+    request.node.counted.append(f"{kills} kills")
+
+
+def contents_at_hand(repository: Repository) -> dict[str, bytes]:
+    store = repository.readonly_session("main").store
+    values = {f"x/c/{chunk}": store.get_sync(f"x/c/{chunk}") for chunk in range(8)}
+    return {key: value.to_bytes() for key, value in values.items() if value is not None}
+
+
+def check_made(folder: Path) -> None:
+    """Whatever has a final name is whole."""
+    for made in folder.glob("virtual-*.icelite"):
+        repository = Repository.open(made, check="always")
+        depth = len(list(repository.ancestry(branch="main")))
+        if depth > 1:
+            days = zarr.open_array(repository.readonly_session("main").store, path="time", mode="r")
+            assert days[:].tolist() == list(range(depth - 1))
+        repository.close()
+        made.unlink()
+    for made in folder.glob("plain-*.zarr"):
+        assert zarr.open_array(made, path="x", mode="r").shape == (8 * 4096,)
