@@ -19,6 +19,13 @@ MAX_NAME_CHARACTERS = 255  # of a branch, tag, container or setting
 MAX_ETAG_CHARACTERS = 1_024
 MAX_DOCUMENT_CHARACTERS = 32 << 20  # of a metadata document or another JSON text
 MAX_SEGMENTS_OF_HISTORY = 100_000  # forks behind one snapshot
+MAX_GENERATED = 200_000  # references that the generators of a kerchunk file stand for, unless the caller allows more
+MAX_UNPACKED_BYTES = 64 << 20  # of a compressed file, unless it has a hundredth of that itself
+
+
+def unpacked_limit(size: int) -> int:
+    """Bytes that a compressed file of ``size`` bytes may become."""
+    return MAX_UNPACKED_BYTES + 100 * size
 
 
 def over_budget(what: str, found: str, limit: str) -> FormatError:

@@ -7,6 +7,7 @@ Every message names the id or path at fault, what was expected, what was found a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -117,6 +118,27 @@ class ErrorKind(StrEnum):
     OVER_BUDGET = "over-budget"
     # InternalError
     UNKNOWN = "unknown"
+
+
+_CLIENT_ERRORS = (
+    ("zlib", "error"),
+    ("lzma", "LZMAError"),
+    ("zstandard", "ZstdError"),
+    ("zipfile", "BadZipFile"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+)
+
+
+def client_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """The exceptions of disks, of decompressors and of the clients of services, as far as those are imported, and more."""
+    found: list[type[Exception]] = [OSError, EOFError, *more]
+    for module, name in _CLIENT_ERRORS:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            found.append(kind)
+    return tuple(found)
 
 
 class IceliteError(Exception):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from icelite.budget import MAX_DIMENSIONS
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.keys import ChunkKeys, join
 
@@ -165,6 +166,8 @@ def _sizes(values: Any) -> tuple[int, ...]:
     sizes = tuple(values) if isinstance(values, list) else (None,)
     if not all(type(size) is int and size >= 0 for size in sizes):  # not bool
         raise ValueError(f"shape {values!r} is not a list of sizes")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise ValueError(f"it has {len(sizes)} dimensions; at most {MAX_DIMENSIONS} are read")
     return sizes
 
 

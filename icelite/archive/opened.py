@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
-from icelite.catalog.database import Catalog
-from icelite.catalog.operations import END, list_operations
+from icelite.catalog.drafts import remove_unused
 from icelite.config import RepositoryConfig, VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError
@@ -52,7 +50,7 @@ def opened(
     except BaseException:
         repository.close()
         if made:
-            _remove_empty(place)
+            remove_unused(place)
         raise
     repository.close()
 
@@ -67,12 +65,3 @@ def _with_containers(config: RepositoryConfig | None, access: Access | None) -> 
     for prefix in missing:
         extended.set_virtual_chunk_container(VirtualChunkContainer(prefix))
     return extended if config is None else extended.merge(config)
-
-
-def _remove_empty(place: StorageConfig) -> None:
-    """Remove a catalog in which nothing ever happened; who waits to write to it finds that its file is gone."""
-    if place.path is None:
-        return
-    with closing(Catalog(place)) as catalog, catalog.write() as txn:  # nobody can commit between the look and the end
-        if len(list_operations(txn, END, 2)[0]) == 1:
-            os.unlink(place.path)

@@ -1,8 +1,13 @@
-"""A catalog that is filled under another name beside its place, and gets its own when it is whole."""
+"""A catalog that appears when it is whole, and one that goes again because nothing came of it."""
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
+
 from icelite.catalog import connections, known
+from icelite.catalog.database import Catalog
+from icelite.catalog.operations import END, list_operations
 from icelite.errors import ErrorKind, InternalError, RepositoryNotFoundError
 from icelite.storage import StorageConfig
 
@@ -32,3 +37,15 @@ def publish(draft: StorageConfig, storage: StorageConfig) -> None:
         raise InternalError(f"{draft.name} and {storage.name} are not both files")
     connections.publish(draft.path, storage.path)
     known.remember(storage.path)
+
+
+def remove_unused(storage: StorageConfig) -> None:
+    """Remove a catalog in which nothing happened after it was made; one that anybody wrote to stays.
+
+    Nobody can commit between the look and the end: who waits to write to it finds that its file is gone.
+    """
+    if storage.path is None:
+        return
+    with closing(Catalog(storage)) as catalog, catalog.write() as txn:
+        if len(list_operations(txn, END, 2)[0]) == 1:
+            os.unlink(storage.path)

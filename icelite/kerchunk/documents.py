@@ -1,16 +1,22 @@
-"""The metadata documents of a reference file, checked as one hierarchy of groups and arrays."""
+"""What the values of a reference file say: metadata, checked as one hierarchy of groups and arrays, and inline bytes.
+
+Every error for values that cannot be used is made here; it lists what is wrong, and says that nothing was written.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from icelite.errors import IceliteError, InvalidInputError
-from icelite.kerchunk.faults import malformed
-from icelite.kerchunk.inline import inline_bytes
+from numcodecs.registry import codec_registry, entries  # type: ignore[import-untyped]
+
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.keys import CONSOLIDATED, DOCUMENTS, ancestors, check_path
-from icelite.metadata import ArrayInfo, array_info, check_document
+from icelite.metadata import ArrayInfo, array_info, check_document, parse_document
 
 Documents: TypeAlias = dict[str, dict[str, str]]  # by node path, by document name
 
@@ -18,6 +24,85 @@ GROUP_DOCUMENTS = {
     2: (".zgroup", '{"zarr_format":2}'),
     3: ("zarr.json", '{"zarr_format":3,"node_type":"group","attributes":{}}'),
 }
+
+BASE64 = "base64:"
+SHOWN = 5  # faults that a message lists
+_SHOWN_CHARACTERS = 200  # of a value in a message
+
+
+def malformed(origin: str, problem: str) -> InvalidInputError:
+    """The error for something that is no reference file."""
+    return InvalidInputError(f"{origin} {problem}", ErrorKind.INVALID_REFERENCES)
+
+
+def rejected(
+    origin: str, faults: Sequence[str], count: int | None = None, kind: ErrorKind = ErrorKind.INVALID_REFERENCES
+) -> InvalidInputError:
+    """The error for references at fault, of which ``count`` there are in all."""
+    total = len(faults) if count is None else count
+    listed = "; ".join(faults[:SHOWN])
+    more = f"; and {total - SHOWN} more" if total > SHOWN else ""
+    return InvalidInputError(f"{origin}: {total} faults, nothing was written: {listed}{more}", kind)
+
+
+def common_kind(errors: Iterable[IceliteError], otherwise: ErrorKind) -> ErrorKind:
+    """The kind of all these errors, or ``otherwise`` when they differ."""
+    kinds = {error.kind for error in errors}
+    return kinds.pop() if len(kinds) == 1 else otherwise
+
+
+def shown(value: object) -> str:
+    """A value of a reference file for a message, shortened."""
+    return _short.repr(value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _SHOWN_CHARACTERS
+
+
+def inline_bytes(value: object) -> bytes:
+    """The bytes that a reference file holds itself: text, ``base64:`` text, or a JSON object.
+
+    Raises
+    ------
+    ValueError
+        For another type, or bad base64.
+    """
+    if isinstance(value, dict):
+        return _json(value).encode()
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"it is a {type(value).__name__}, not text")
+    data = value.encode() if isinstance(value, str) else value
+    if not data.startswith(BASE64.encode()):
+        return data
+    try:
+        return base64.b64decode(data[len(BASE64) :], validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"bad base64: {error}") from error
+
+
+def _json(value: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, RecursionError) as error:  # of a dict that is not from JSON
+        raise ValueError(f"no JSON object: {error}") from error
+
+
+def inline_text(data: bytes) -> str:
+    """Bytes as kerchunk writes them into JSON: as text where they are UTF-8, else in base64."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = BASE64
+    return BASE64 + base64.b64encode(data).decode() if text.startswith(BASE64) else text
+
+
+def inline_raw(data: bytes) -> bytes:
+    """Bytes as a row holds them; fsspec decodes those that look like base64."""
+    return BASE64.encode() + base64.b64encode(data) if data.startswith(BASE64.encode()) else data
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------
 
 
 def array_infos(documents: Documents) -> dict[str, ArrayInfo]:
@@ -55,17 +140,15 @@ def _consolidated(references: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _document(key: str, value: Any, origin: str) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         raise malformed(
-            origin, f"refers for the metadata {key!r} to another file, {value!r}; put the text in its place"
+            origin, f"refers for the metadata {shown(key)} to another file, {shown(value)}; put the text in its place"
         )
     try:
         text = inline_bytes(value).decode()
         json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise malformed(origin, f"has metadata under {key!r} that is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise malformed(origin, f"has metadata under {shown(key)} that is not JSON: {error}") from error
     return text
 
 
@@ -98,3 +181,19 @@ def _check_node(path: str, texts: Mapping[str, str]) -> None:
         raise malformed(f"/{path}", "is a group and an array: it has .zgroup and .zarray")
     for name, text in texts.items():
         check_document(path, name, text)
+
+
+def missing_codecs(documents: Documents) -> Iterator[tuple[str, str]]:
+    """Array path and codec id of each codec of a Zarr v2 array that numcodecs does not know."""
+    for path, texts in documents.items():
+        if ".zarray" in texts:
+            content = parse_document(path, texts[".zarray"])
+            for codec in (*(content.get("filters") or ()), content.get("compressor")):
+                name = _codec_id(codec)
+                if name is not None and name not in codec_registry and name not in entries:
+                    yield path, name
+
+
+def _codec_id(codec: Any) -> str | None:
+    name = codec.get("id") if isinstance(codec, dict) else None
+    return name if isinstance(name, str) else None

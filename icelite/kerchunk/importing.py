@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from icelite.errors import ErrorKind, InvalidInputError, ReadOnlyError
+from icelite.budget import MAX_GENERATED
+from icelite.catalog.drafts import remove_unused
+from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, ReadOnlyError, RepositoryNotFoundError
 from icelite.kerchunk.plan import Plan, plan_references
 from icelite.kerchunk.reading import ReferenceFile, References, read_references
 from icelite.keys import check_path
@@ -35,6 +37,7 @@ def import_kerchunk(
     overwrite: bool = False,
     validate_containers: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    max_generated: int = MAX_GENERATED,
     progress: Progress | None = None,
 ) -> str:
     """Commit what a kerchunk reference file describes: all of it, or with an error nothing.
@@ -64,6 +67,8 @@ def import_kerchunk(
         Whether every remote location must be covered by a virtual chunk container of the repository.
     storage_options
         For fsspec to open a remote reference file. What it refers to is read with the repository's credentials.
+    max_generated
+        References that the generators (``gen``) of the file may stand for: a line of text can stand for billions.
     progress
         Called with ``(references written, references in all)``.
 
@@ -82,7 +87,7 @@ def import_kerchunk(
     ConflictError, RefNotFoundError, ReadOnlyError, StorageError
         As `Repository.writable_session` and `Session.commit`.
     """
-    found = read_references(references, root, storage_options)
+    found = read_references(references, root, storage_options, max_generated)
     with _opened(repository) as repo:
         session = repo.writable_session(branch)
         _write(found, session.store, group, overwrite, validate_containers, progress)
@@ -99,13 +104,14 @@ def write_references(
     overwrite: bool = False,
     validate_containers: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    max_generated: int = MAX_GENERATED,
     progress: Progress | None = None,
 ) -> int:
     """Write what a kerchunk reference file describes into the store of a writable session; commit it afterwards.
 
     Parameters
     ----------
-    references, group, root, overwrite, validate_containers, storage_options, progress
+    references, group, root, overwrite, validate_containers, storage_options, max_generated, progress
         As `import_kerchunk`.
     store
         ``session.store`` of a writable session.
@@ -129,25 +135,31 @@ def write_references(
         raise ReadOnlyError(
             f"{store} is read-only: write to the store of repo.writable_session(branch)", ErrorKind.READ_ONLY_STORE
         )
-    found = read_references(references, root, storage_options)
+    found = read_references(references, root, storage_options, max_generated)
     _write(found, store, group, overwrite, validate_containers, progress)
     return found.references.count
 
 
 @contextlib.contextmanager
 def _opened(repository: Repository | str | os.PathLike[str]) -> Iterator[Repository]:
-    """The repository; one that had to be made is removed again when the block fails, being empty."""
+    """The repository; one that had to be made is removed again when the block fails and nobody else wrote to it."""
     if isinstance(repository, Repository):
         yield repository
         return
-    made = not Repository.exists(repository)
-    repo = Repository.create(repository) if made else Repository.open(repository)
+    made = False
+    try:
+        repo = Repository.open(repository)
+    except RepositoryNotFoundError:
+        try:
+            repo, made = Repository.create(repository), True
+        except AlreadyExistsError:  # another process was quicker
+            repo = Repository.open(repository)
     try:
         yield repo
     except BaseException:
         repo.close()
-        if made and repo.storage.path is not None:
-            os.unlink(repo.storage.path)
+        if made:
+            remove_unused(repo.storage)
         raise
     repo.close()
 

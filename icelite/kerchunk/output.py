@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.kerchunk.inline import inline_raw, inline_text
+from icelite.kerchunk.documents import inline_raw, inline_text
 from icelite.kerchunk.parquet import PARQUET_METADATA, pyarrow, record_path
 from icelite.kerchunk.reference_set import ChunkTable, Ints, positions
 from icelite.keys import check_path, join

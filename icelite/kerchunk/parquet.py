@@ -17,16 +17,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from icelite.budget import unpacked_limit
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.kerchunk.documents import array_infos, read_documents
-from icelite.kerchunk.faults import malformed, rejected
-from icelite.kerchunk.inline import inline_bytes
+from icelite.kerchunk.documents import array_infos, inline_bytes, malformed, read_documents, rejected, shown
 from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, ReferenceSet, check_extents
 from icelite.keys import CONSOLIDATED, join
 from icelite.metadata import ArrayInfo
 
 PARQUET_METADATA = CONSOLIDATED
 _RECORD = re.compile(r"refs\.(0|[1-9][0-9]{0,17})\.parq")
+_ROW_BYTES = 32  # of memory, for a row of nulls
+_MOST = 1 << 62  # chunks of a grid
 _REFERENCE_COLUMNS = {"path", "offset", "size"}
 
 Columns: TypeAlias = dict[str, Any]
@@ -112,42 +113,56 @@ def _read_records(
 ) -> Iterator[tuple[list[str], list[Ints], dict[str, bytes]]]:
     grid = info.grid or ()
     chunks = math.prod(grid)
+    if chunks > _MOST:
+        raise malformed(f"/{array}", f"has a grid of {chunks} chunks, whose rows cannot be counted")
     for record, path in sorted(records.items()):
-        columns = _read_columns(fs, path)
         start = record * record_size
+        if record and start >= chunks:
+            raise malformed(shown(path), f"begins with chunk {start}, outside the grid {grid}")
+        columns, limit = _read_columns(fs, path)
         rows, sources = _sources(columns.get("path"), urls, path)
-        raw = _raw(columns.get("raw"), path)
+        raw = _raw(columns.get("raw"), path, limit)
         outside = [start + row for row in (*rows.tolist(), *raw) if row >= record_size or start + row >= chunks]
         if outside:
-            raise rejected(repr(path), [f"chunk {place} is outside the grid {grid}" for place in outside])
+            raise rejected(shown(path), [f"chunk {place} is outside the grid {grid}" for place in outside])
         rows = rows[~np.isin(rows, list(raw))] if raw else rows  # as fsspec reads it: bytes go before a path
         extents = [_numbers(columns, name, rows, path) for name in ("offset", "size")]
         inline = dict(zip(chunk_names_at(np.array(list(raw), dtype=np.int64) + start, grid), raw.values(), strict=True))
         yield chunk_names_at(rows + start, grid), [sources[rows], *extents], inline
 
 
-def _read_columns(fs: Any, path: str) -> Columns:
+def _read_columns(fs: Any, path: str) -> tuple[Columns, int]:
+    """The columns of a file, and how many bytes may come out of it."""
     pa, parquet = pyarrow("pyarrow"), pyarrow("pyarrow.parquet")
+    data = fs.cat_file(path)
+    limit = unpacked_limit(len(data))
     try:
-        table = parquet.read_table(pa.BufferReader(fs.cat_file(path)))
+        metadata = parquet.read_metadata(pa.BufferReader(data))
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        if max(metadata.num_rows * _ROW_BYTES, sum(group.total_byte_size for group in groups)) > limit:
+            raise malformed(
+                shown(path),
+                f"has {len(data)} bytes and {metadata.num_rows} rows, as if it was made to fill memory; write it"
+                " again with a smaller record_size",
+            )
+        leaves = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+        # kept as a dictionary, a text that all rows repeat is there once
+        table = parquet.read_table(pa.BufferReader(data), read_dictionary=sorted(leaves & {"path", "raw"}))
     except (pa.ArrowException, OSError) as error:
-        raise malformed(repr(path), f"is no Parquet file that can be read: {error}") from error
+        raise malformed(shown(path), f"is no Parquet file that can be read: {error}") from error
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     if not (columns.keys() >= _REFERENCE_COLUMNS or (columns.keys() & {"path", "raw"}) == {"raw"}):
-        raise malformed(repr(path), f"has the columns {sorted(columns)}; expected path, offset, size and raw")
-    return columns
+        raise malformed(shown(path), f"has the columns {sorted(columns)}; expected path, offset, size and raw")
+    return columns, limit
 
 
 def _sources(column: Any, urls: dict[str, int], path: str) -> tuple[Ints, Ints]:
     """The rows that refer to a file, and for every row the index of its URL."""
-    pa = pyarrow("pyarrow")
-    if column is None or pa.types.is_null(column.type):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    known = encoded.dictionary.to_pylist()
+    if column is None or column.null_count == len(column):
+        return np.empty(0, dtype=np.int64), np.full(0 if column is None else len(column), -1, dtype=np.int64)
+    known, indices = _encoded(column, path)
     if not all(isinstance(url, str) and url for url in known):
-        raise malformed(repr(path), "has a column 'path' that is not URLs")
-    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        raise malformed(shown(path), "has a column 'path' that is not URLs")
     rows = np.flatnonzero(indices >= 0)
     used = np.unique(indices[rows]).tolist()
     ids = np.full(len(known) + 1, -1, dtype=np.int64)  # the last is that of a null
@@ -156,15 +171,31 @@ def _sources(column: Any, urls: dict[str, int], path: str) -> tuple[Ints, Ints]:
     return rows, ids[indices]
 
 
-def _raw(column: Any, path: str) -> dict[int, bytes]:
+def _raw(column: Any, path: str, limit: int) -> dict[int, bytes]:
     """Row to bytes, for the chunks that the references hold."""
     if column is None or column.null_count == len(column):
         return {}
-    rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    known, indices = _encoded(column, path)
+    rows = np.flatnonzero(indices >= 0)
     try:
-        return {row: inline_bytes(column[row].as_py()) for row in rows.tolist()}
-    except (TypeError, ValueError) as error:
-        raise malformed(repr(path), f"has a column 'raw' that is not bytes: {error}") from error
+        values = [inline_bytes(value) for value in known]
+    except ValueError as error:
+        raise malformed(shown(path), f"has a column 'raw' that is not bytes: {error}") from error
+    sizes = np.array([len(value) for value in values], dtype=np.int64)
+    if sizes[indices[rows]].sum() > limit:
+        raise malformed(shown(path), f"stands for more than {limit} bytes of chunks, as if it was made to fill memory")
+    return {row: values[indices[row]] for row in rows.tolist()}
+
+
+def _encoded(column: Any, path: str) -> tuple[list[Any], Ints]:
+    """The values of a column, each once, and for every row the index of its own; -1 for a null."""
+    pa = pyarrow("pyarrow")
+    try:
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        known = encoded.dictionary.to_pylist()
+        return known, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    except (pa.ArrowException, ValueError) as error:
+        raise malformed(shown(path), f"has a column of {column.type}, which is neither text nor bytes") from error
 
 
 def _numbers(columns: Columns, name: str, rows: Ints, path: str) -> Ints:
@@ -173,8 +204,11 @@ def _numbers(columns: Columns, name: str, rows: Ints, path: str) -> Ints:
     column = columns[name]
     pa = pyarrow("pyarrow")
     if not pa.types.is_integer(column.type):
-        raise malformed(repr(path), f"has a column {name!r} of {column.type}, not integers")
-    values: Ints = column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)[rows]
+        raise malformed(shown(path), f"has a column {name!r} of {column.type}, not integers")
+    try:
+        values: Ints = column.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)[rows]
+    except pa.ArrowException as error:
+        raise malformed(shown(path), f"has a column {name!r} with a number that is too large") from error
     return values
 
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icelite.errors import AlreadyExistsError, ErrorKind, IceliteError, InvalidInputError
-from icelite.kerchunk.codecs import missing_codecs
-from icelite.kerchunk.documents import GROUP_DOCUMENTS, Documents
-from icelite.kerchunk.faults import common_kind, rejected
+from icelite.kerchunk.documents import GROUP_DOCUMENTS, Documents, common_kind, missing_codecs, rejected
 from icelite.kerchunk.reading import ReferenceFile
 from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, positions
 from icelite.keys import DOCUMENTS, ancestors, join

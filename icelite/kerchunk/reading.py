@@ -5,21 +5,21 @@ Reference files are opened where the caller says, with fsspec; what they refer t
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import fsspec
 
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError
-from icelite.kerchunk.faults import malformed
+from icelite.budget import unpacked_limit
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, client_errors
+from icelite.kerchunk.documents import malformed, shown
 from icelite.kerchunk.parquet import PARQUET_METADATA, read_parquet
 from icelite.kerchunk.reference_set import ReferenceSet, collect_references
-from icelite.kerchunk.templates import Template, generate, read_templates
+from icelite.kerchunk.templates import Allowance, Template, generate, read_templates
 
 References: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 
@@ -42,9 +42,17 @@ class ReferenceFile:
 
 
 def read_references(
-    references: References, root: str | os.PathLike[str] | None, storage_options: Mapping[str, Any] | None
+    references: References,
+    root: str | os.PathLike[str] | None,
+    storage_options: Mapping[str, Any] | None,
+    max_generated: int,
 ) -> ReferenceFile:
     """Read and check references; nothing that they refer to is looked at.
+
+    Parameters
+    ----------
+    max_generated
+        References that generators may stand for.
 
     Raises
     ------
@@ -52,25 +60,30 @@ def read_references(
         ``invalid-references``, ``bad-metadata``, ``invalid-path`` for what the references say;
         ``invalid-argument`` where there are none.
     """
+    if type(max_generated) is not int or max_generated < 0:
+        raise InvalidInputError(
+            f"max_generated={shown(max_generated)} must be a number of references", ErrorKind.INVALID_ARGUMENT
+        )
     folder = None if root is None else _absolute(os.fspath(root))
     if isinstance(references, Mapping):
-        return ReferenceFile(_parse(references, "the references"), folder, own=True)
+        return ReferenceFile(_parse(references, "the references", max_generated), folder, own=True)
     if not isinstance(references, str | os.PathLike):
         raise InvalidInputError(
             f"references are a dict, a JSON file or a parquet folder, not {type(references).__name__}",
             ErrorKind.INVALID_ARGUMENT,
         )
     place = _absolute(os.fspath(references))
-    return ReferenceFile(_read(place, storage_options or {}), folder or place.rpartition("/")[0] or "/", own=False)
+    found = _read(place, storage_options or {}, max_generated)
+    return ReferenceFile(found, folder or place.rpartition("/")[0] or "/", own=False)
 
 
 def _absolute(place: str) -> str:
     if "://" in place:
         return place.rstrip("/") if not place.startswith("file:///") else place.removeprefix("file://")
-    return str(Path(place).expanduser().absolute())
+    return os.path.abspath(os.path.expanduser(place))
 
 
-def _read(place: str, storage_options: Mapping[str, Any]) -> ReferenceSet:
+def _read(place: str, storage_options: Mapping[str, Any], max_generated: int) -> ReferenceSet:
     origin = repr(place)
     try:
         fs, path = fsspec.core.url_to_fs(place, **storage_options)
@@ -78,27 +91,38 @@ def _read(place: str, storage_options: Mapping[str, Any]) -> ReferenceSet:
             return read_parquet(fs, path, origin)
         if fs.isdir(path):
             raise malformed(origin, f"is a folder without {PARQUET_METADATA}, so it holds no references in parquet")
-        with fs.open(path, "rb", compression="infer") as stream:
-            data = stream.read()
+        data = _unpacked(fs.cat_file(path), path, origin)
     except FileNotFoundError as error:
         raise InvalidInputError(f"there is no reference file {origin}", ErrorKind.INVALID_ARGUMENT) from error
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        ValueError,
-        ImportError,
-    ) as error:  # of a disk, a server, a compressor, fsspec
+    except client_errors(ValueError, ImportError) as error:  # the last two are fsspec's
         if isinstance(error, IceliteError):
             raise
         raise malformed(origin, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        return _parse(json.loads(data), origin)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # also of a number with too many digits
         raise malformed(origin, f"is not JSON: {error}") from error
+    return _parse(content, origin, max_generated)
 
 
-def _parse(content: Any, origin: str) -> ReferenceSet:
+def _unpacked(data: bytes, path: str, origin: str) -> bytes:
+    """The content of a file, unpacked if its name says that it is compressed."""
+    compression = fsspec.utils.infer_compression(path)
+    if compression is None:
+        return data
+    limit = unpacked_limit(len(data))
+    with fsspec.compression.compr[compression](io.BytesIO(data), mode="rb") as stream:
+        unpacked: bytes = stream.read(limit + 1)
+    if len(unpacked) > limit:
+        raise malformed(
+            origin,
+            f"has {len(data)} bytes and unpacks to more than {limit}, as if it was made to fill memory; unpack it"
+            " yourself if you trust it, and pass that file",
+        )
+    return unpacked
+
+
+def _parse(content: Any, origin: str, max_generated: int) -> ReferenceSet:
     if not isinstance(content, Mapping):
         raise malformed(origin, f"holds a JSON {type(content).__name__}; expected an object of references")
     if "version" not in content:
@@ -106,14 +130,15 @@ def _parse(content: Any, origin: str) -> ReferenceSet:
             raise malformed(origin, "has 'refs' but no 'version'; write \"version\": 1 beside it")
         return collect_references(content, origin, str)
     if type(content["version"]) is not int or content["version"] not in (0, 1):
-        raise malformed(origin, f"has version {content['version']!r}; icelite reads versions 0 and 1")
+        raise malformed(origin, f"has version {shown(content['version'])}; icelite reads versions 0 and 1")
     references = content.get("refs", {})
     if not isinstance(references, Mapping):
         raise malformed(origin, f"has 'refs' that are a {type(references).__name__}, not an object")
     templates = read_templates(content.get("templates") or {}, origin)
-    generated = dict(generate(content.get("gen") or [], templates, origin))
+    allowance = Allowance()
+    generated = dict(generate(content.get("gen") or [], templates, origin, allowance, max_generated))
 
     def expand(url: str) -> str:
-        return Template(url, origin).render(templates)
+        return Template(url, origin).render(templates, allowance)
 
     return collect_references({**references, **generated}, origin, expand)

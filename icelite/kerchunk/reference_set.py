@@ -14,10 +14,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from icelite.budget import MAX_KEY_CHARACTERS
 from icelite.errors import InvalidInputError
-from icelite.kerchunk.documents import Documents, array_infos, read_documents
-from icelite.kerchunk.faults import malformed, rejected
-from icelite.kerchunk.inline import inline_bytes
+from icelite.kerchunk.documents import (
+    Documents,
+    array_infos,
+    inline_bytes,
+    malformed,
+    read_documents,
+    rejected,
+    shown,
+)
 from icelite.keys import CONSOLIDATED, DOCUMENTS, ChunkKeys, ancestors, join
 from icelite.metadata import ArrayInfo
 
@@ -134,10 +141,10 @@ def _distribute(references: Mapping[str, Any], rows: Mapping[str, _Rows]) -> lis
         if name in _METADATA:
             continue
         if directory not in places:
-            places[directory] = _find_place(directory, rows)
+            places[directory] = _find_place(directory, rows) if len(key) <= MAX_KEY_CHARACTERS else None
         place = places[directory]
         if place is None:
-            faults.append(f"key {key!r} belongs to no array")
+            faults.append(f"key {shown(key)} belongs to no array")
             continue
         mine, prefix = place
         if type(value) is list or type(value) is tuple:
@@ -149,12 +156,12 @@ def _distribute(references: Mapping[str, Any], rows: Mapping[str, _Rows]) -> lis
                 mine.names.append(prefix + name)
                 mine.ranges.append((value[0], 0, 0))
             else:
-                faults.append(f"{key!r} has {len(value)} parts; expected [url] or [url, offset, length]")
+                faults.append(f"{shown(key)} has {len(value)} parts; expected [url] or [url, offset, length]")
         elif isinstance(value, str | bytes | dict):
             mine.inline_names.append(prefix + name)
             mine.inline.append(value)
         else:
-            faults.append(f"{key!r} is {value!r}; expected text or a list")
+            faults.append(f"{shown(key)} is {shown(value)}; expected text or a list")
     return faults
 
 
@@ -175,9 +182,9 @@ def _tabulate(path: str, info: ArrayInfo, rows: _Rows, urls: dict[str, int]) -> 
     columns = [_integers(path, what, values, names) for what, values in (("offset", offsets), ("length", lengths))]
     check_extents(path, names, *columns)
     columns[1][rows.whole] = WHOLE
-    unusable = [url for url in dict.fromkeys(locations) if not isinstance(url, str) or not url]
+    unusable = [url for url in locations if not isinstance(url, str) or not url]
     if unusable:
-        raise rejected(f"/{path}", [f"{url!r} is no URL" for url in unusable])
+        raise rejected(f"/{path}", [f"{shown(url)} is no URL" for url in unusable])
     for url in dict.fromkeys(locations):
         urls.setdefault(url, len(urls))
     sources = np.fromiter(map(urls.__getitem__, locations), dtype=np.int64, count=len(names))
@@ -195,7 +202,7 @@ def _integers(path: str, what: str, values: Iterable[Any], names: list[str]) -> 
         except OverflowError:
             pass
     bad = [
-        f"{name!r}: {what} {value!r} is no integer of bytes"
+        f"{shown(name)}: {what} {shown(value)} is no integer of bytes"
         for name, value in zip(names, values, strict=True)
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or not -_MOST <= value <= _MOST
     ]
@@ -221,7 +228,7 @@ def chunk_names(path: str, info: ArrayInfo, suffixes: list[str]) -> list[str]:
     """
     names = _decode_all(info.keys, suffixes)
     bad = (
-        [repr(join(path, s)) for s, name in zip(suffixes, names, strict=True) if name is None] if None in names else []
+        [shown(join(path, s)) for s, name in zip(suffixes, names, strict=True) if name is None] if None in names else []
     )
     if bad:
         raise rejected(f"/{path}", [f"key {key} is no chunk key of {info.keys.ndim} dimensions" for key in bad])
@@ -254,8 +261,8 @@ def positions(names: list[str], ndim: int) -> Ints:
 def _decode(path: str, name: str, value: Any) -> bytes:
     try:
         return inline_bytes(value)
-    except (TypeError, ValueError) as error:
-        raise malformed(f"/{path}", f"has data for the chunk {name!r} that cannot be decoded: {error}") from error
+    except ValueError as error:
+        raise malformed(f"/{path}", f"has data for the chunk {shown(name)} that cannot be decoded: {error}") from error
 
 
 def _expand_all(urls: list[str], expand: Callable[[str], str], origin: str) -> list[str]:
@@ -263,5 +270,5 @@ def _expand_all(urls: list[str], expand: Callable[[str], str], origin: str) -> l
     expanded = [expand(url) if "{{" in url else url for url in urls]
     empty = [url for url, text in zip(urls, expanded, strict=True) if not text]
     if empty:
-        raise rejected(origin, [f"{url!r} stands for no URL" for url in empty])
+        raise rejected(origin, [f"{shown(url)} stands for no URL" for url in empty])
     return expanded

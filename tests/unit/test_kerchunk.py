@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,30 @@ class TestImport:
             with pytest.raises(InvalidInputError):
                 import_kerchunk(small(folder) | {"x/0": [str(url)]}, folder / "new.icelite")
         assert not list(folder.glob("new.icelite*"))
+
+    @pytest.mark.parametrize("act", ["commit", "create_branch", "set_metadata"])
+    def test_what_another_did_in_a_repository_that_had_to_be_made_stays(self, folder: Path, act: str) -> None:
+        target = folder / "new.icelite"
+
+        def progress(done: int, total: int) -> None:
+            if not done:
+                with closing(Repository.open(target)) as other:
+                    if act == "commit":
+                        session = other.writable_session("main")
+                        zarr.create_group(session.store, path="mine")
+                        acknowledged.append(session.commit("work of somebody else"))
+                    elif act == "create_branch":
+                        other.create_branch("mine", other.lookup_branch("main"))
+                    else:
+                        other.set_metadata({"mine": 1})
+                raise KeyboardInterrupt
+
+        acknowledged: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            import_kerchunk(small(folder / "a b#1.bin"), target, progress=progress)
+        with closing(Repository.open(target)) as found:
+            assert all(found.lookup_snapshot(snapshot) for snapshot in acknowledged)
+            assert (found.lookup_branch("main") in acknowledged) == (act == "commit")
 
     def test_consolidated_metadata_fills_gaps_and_is_not_stored(self, folder: Path, session: Session) -> None:
         refs = small(folder / "a b#1.bin")
