@@ -16,7 +16,7 @@ from icelite.catalog.payloads import lookup_payload, lookup_payload_range, looku
 from icelite.catalog.settings import list_containers
 from icelite.change_set import StagedRef
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
-from icelite.objects import NoObjects, Objects, virtual_location
+from icelite.objects import TRAILER_BYTES, NoObjects, Objects, check_trailer, virtual_location
 from icelite.types import ChunkRef, ChunkType, Location, SourceStamp
 from icelite.virtual import Source, VirtualAccess
 
@@ -48,6 +48,7 @@ class Payloads:
         self._access = access
         self._objects = objects or NoObjects()
         self._by_id: dict[int, Source] = {}
+        self._natives: set[int] = set()  # ids of the locations among them that are native objects
         self._by_location: dict[Location, Source] = {}
 
     def read(self, ref: ChunkRef | StagedRef, chunk: str, window: Window | None) -> bytes:
@@ -60,10 +61,7 @@ class Payloads:
         """
         if isinstance(ref, ChunkRef) and ref.location_id == INLINE:
             return self._inline(ref, chunk, window)
-        start, stop = window or (0, ref.length)
-        if start >= stop:
-            return b""
-        return self.source(ref, chunk).read(ref.offset + start, stop - start, chunk)
+        return _read(self.source(ref, chunk), ref, chunk, window, self.is_native(ref))
 
     def read_local(self, ref: ChunkRef | StagedRef, chunk: str, window: Window | None) -> bytes | None:
         """As `read`; None where the bytes have to come over a network, which is better awaited (`read_remote`)."""
@@ -72,15 +70,20 @@ class Payloads:
         source = self.source(ref, chunk)
         if not source.is_local:
             return None
-        start, stop = window or (0, ref.length)
-        return source.read(ref.offset + start, stop - start, chunk) if start < stop else b""
+        return _read(source, ref, chunk, window, self.is_native(ref))
 
     async def read_remote(self, ref: ChunkRef | StagedRef, chunk: str, window: Window | None) -> bytes:
         """As `read`, for a reference whose source is not local."""
         start, stop = window or (0, ref.length)
         if start >= stop:
             return b""
-        return await self.source(ref, chunk).read_async(ref.offset + start, stop - start, chunk)
+        source = self.source(ref, chunk)
+        if stop - start < ref.length or not self.is_native(ref):
+            return await source.read_async(ref.offset + start, stop - start, chunk)
+        data = await source.read_async(ref.offset, ref.length + TRAILER_BYTES, chunk)
+        data, found = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
+        check_trailer(data, found, chunk)
+        return data
 
     def is_local(self, ref: ChunkRef | StagedRef, chunk: str) -> bool:
         """Whether reading the reference needs no network."""
@@ -117,6 +120,10 @@ class Payloads:
             _keep(self._by_location, ref.location, source)
         return source
 
+    def is_native(self, ref: ChunkRef | StagedRef) -> bool:
+        """Whether a reference, whose `source` was asked for before, is to a native object."""
+        return ref.location_id in self._natives if isinstance(ref, ChunkRef) else ref.location.kind == ChunkType.native
+
     def location(self, ref: ChunkRef) -> Location:
         """The location that a reference of the catalog names."""
         return lookup_location(self._catalog, ref.location_id)
@@ -142,11 +149,15 @@ class Payloads:
         """The source of a location of the catalog, by its number; ``again``: as things are by now. Raises as `read`."""
         if again:
             self._reload()
-        return self._open(lookup_location(self._catalog, location_id), chunk)
+        location = lookup_location(self._catalog, location_id)
+        if location.kind == ChunkType.native:
+            self._natives.add(location_id)
+        return self._open(location, chunk)
 
     def forget(self) -> None:
         """Look up locations again: the session stands on another snapshot, and numbers of removed ones return."""
         self._by_id.clear()
+        self._natives.clear()
 
     def _reload(self) -> bool:
         with self._catalog.read() as txn:
@@ -192,6 +203,23 @@ class FollowedSource:
         self._source = self._payloads.open_numbered(self._location_id, chunk, again=True)
         self.is_local = self._source.is_local
         return self._source is not before
+
+
+def _read(source: Source, ref: ChunkRef | StagedRef, chunk: str, window: Window | None, is_native: bool) -> bytes:
+    """The bytes of a chunk, checked where it is a whole one of a native object."""
+    start, stop = window or (0, ref.length)
+    if start >= stop:
+        return b""
+    if not is_native or stop - start < ref.length:
+        return source.read(ref.offset + start, stop - start, chunk)
+    if source.is_local:  # two calls cost less than cutting off the end, which copies all
+        data = source.read(ref.offset, ref.length, chunk)
+        found = source.read(ref.offset + ref.length, TRAILER_BYTES, chunk)
+    else:
+        data = source.read(ref.offset, ref.length + TRAILER_BYTES, chunk)
+        data, found = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
+    check_trailer(data, found, chunk)
+    return data
 
 
 def _keep(known: dict[_K, Source], key: _K, source: Source) -> None:

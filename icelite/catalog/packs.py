@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from icelite.catalog.changes import add_to_sums
 from icelite.catalog.checksums import ref_hash
 from icelite.catalog.database import Transaction
+from icelite.objects import TRAILER_BYTES
 
 _EXTENTS = """
 SELECT DISTINCT location_id, offset, length FROM chunk_ref
@@ -15,7 +16,7 @@ WHERE location_id IN (SELECT id FROM location WHERE kind = 1)
 """
 SELECT_EXTENTS = _EXTENTS + "ORDER BY location_id, offset"
 SELECT_PACKS = f"""
-SELECT l.id, l.path, coalesce(l.size, 0), coalesce(sum(r.length), 0)
+SELECT l.id, l.path, coalesce(l.size, 0), coalesce(sum(r.length + {TRAILER_BYTES}), 0)
 FROM location l LEFT JOIN ({_EXTENTS}) r ON r.location_id = l.id WHERE l.kind = 1 GROUP BY l.id
 """
 SELECT_NATIVE_REFS = """
@@ -27,7 +28,7 @@ UPDATE_REF = "UPDATE chunk_ref SET location_id = ?1, offset = ?2 WHERE node_id =
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A native object: its bytes, and how many of them some reference needs."""
+    """A native object: its bytes, and how many of them some reference needs, trailers included."""
 
     location_id: int
     key: str

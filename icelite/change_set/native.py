@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from icelite.objects import NoObjects, Objects, pack
+from icelite.objects import TRAILER_BYTES, NoObjects, Objects, pack, trailer
 from icelite.types import ChunkType, Location, chunk_position
 
 Name = tuple[int, str]  # node id and grid position
@@ -41,15 +41,22 @@ class Native:
         """
         ordered = sorted(chunks.items(), key=lambda item: (item[0][0], chunk_position(item[0][1])))
         groups = list(pack(ordered, self.target))
-        keys = self.objects.put([b"".join(data for _, data in group) for group in groups])
+        keys = self.objects.put([b"".join(_with_trailers(data for _, data in group)) for group in groups])
         return self._places(keys, groups)
 
     def _places(
         self, keys: list[str], groups: list[list[tuple[Name, bytes]]]
     ) -> Iterator[tuple[Name, tuple[Location, int, int]]]:
         for key, group in zip(keys, groups, strict=True):
-            location = Location(ChunkType.native, key, None, sum(len(data) for _, data in group), None, None)
+            size = sum(len(data) + TRAILER_BYTES for _, data in group)
+            location = Location(ChunkType.native, key, None, size, None, None)
             offset = 0
             for name, data in group:
                 yield name, (location, offset, len(data))
-                offset += len(data)
+                offset += len(data) + TRAILER_BYTES
+
+
+def _with_trailers(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for data in chunks:
+        yield data
+        yield trailer(data)

@@ -13,6 +13,7 @@ from icelite.catalog.json_column import damaged
 from icelite.catalog.locations import INLINE
 from icelite.change_set import ChangeSet, StagedRef
 from icelite.errors import StorageError
+from icelite.objects import TRAILER_BYTES, check_trailer
 from icelite.payload import Payloads
 from icelite.store.listing import find_chunk_key
 from icelite.store.pipeline_ranges import LOCAL_BYTES, Piece, Run, join_runs
@@ -79,7 +80,8 @@ def locate(changes: ChangeSet, payloads: Payloads, keys: Sequence[str]) -> Place
             outside.setdefault(source, (found, []))[1].append(Piece(found.offset, found.length, place))
     places.loads.extend(_inline_loads(payloads, inline, keys))
     for ref, pieces in outside.values():
-        for run in join_runs(payloads.source(ref, keys[pieces[0].place]), pieces):
+        opened = payloads.source(ref, keys[pieces[0].place])
+        for run in join_runs(opened, pieces, TRAILER_BYTES if payloads.is_native(ref) else 0):
             if run.source.is_local:
                 places.loads.append(Load(run.stop - run.start, _reader(run, keys)))
             else:
@@ -97,13 +99,17 @@ def _reader(run: Run, keys: Sequence[str]) -> Callable[[], Iterable[Loaded]]:
 
 def read_run(run: Run, keys: Sequence[str]) -> Iterator[Loaded]:
     """The bytes of a run; where it cannot be read as a whole, of one chunk after the other, so that errors name it."""
+    source = run.source
     try:
-        yield run.source.read(run.start, run.stop - run.start, keys[run.pieces[0].place]), run.start, run.pieces
+        data = source.read(run.start, run.stop - run.start, keys[run.pieces[0].place])
     except StorageError:
         if len(run.pieces) == 1:
             raise
         for piece in run.pieces:
-            yield run.source.read(piece.offset, piece.length, keys[piece.place]), piece.offset, [piece]
+            data = source.read(piece.offset, piece.length + run.trailer, keys[piece.place])
+            yield _checked(run, data, piece.offset, [piece], keys)
+        return
+    yield _checked(run, data, run.start, run.pieces, keys)
 
 
 async def read_remote_run(run: Run, keys: Sequence[str]) -> list[Loaded]:
@@ -114,8 +120,21 @@ async def read_remote_run(run: Run, keys: Sequence[str]) -> list[Loaded]:
     except StorageError:
         if len(run.pieces) == 1:
             raise
-        return [(await source.read_async(p.offset, p.length, keys[p.place]), p.offset, [p]) for p in run.pieces]
-    return [(data, run.start, run.pieces)]
+        return [
+            _checked(run, await source.read_async(p.offset, p.length + run.trailer, keys[p.place]), p.offset, [p], keys)
+            for p in run.pieces
+        ]
+    return [_checked(run, data, run.start, run.pieces, keys)]
+
+
+def _checked(run: Run, data: bytes, start: int, pieces: Sequence[Piece], keys: Sequence[str]) -> Loaded:
+    """Bytes of a run from ``start`` on, with the chunks in them, of which those of native objects are checked."""
+    if run.trailer:
+        view = memoryview(data)
+        for offset, length, place in pieces:
+            end = offset - start + length
+            check_trailer(view[end - length : end], view[end : end + run.trailer], keys[place])
+    return data, start, pieces
 
 
 def _inline_loads(payloads: Payloads, pieces: list[Piece], keys: Sequence[str]) -> Iterator[Load]:

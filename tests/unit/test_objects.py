@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import shutil
@@ -10,11 +11,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.abc.store import RangeByteRequest
 
 import icelite
 from icelite import Repository, RepositoryConfig
@@ -22,8 +25,10 @@ from icelite.catalog.database import Catalog
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError, StorageError
 from icelite.objects import Objects, RemoteObjects, check_key, key_time, new_key, pack
 from icelite.objects.keys import FOLDERS
+from icelite.store.pipeline import enable_fast_reads
 from icelite.types import ChunkType
 
+STORED = 20 * 1004  # bytes of the object of `values`: behind each chunk is its checksum
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc what a descriptor is of")
 
 
@@ -99,7 +104,7 @@ def test_chunks_above_the_threshold_become_objects(tmp_path: Path, values: np.nd
     assert session.chunk_type("small", [0]) == ChunkType.inline
     assert np.array_equal(read(repo), values)
     (pack_file,) = files(tmp_path / "chunks")  # 20 chunks share one object
-    assert pack_file.stat().st_size == values.nbytes
+    assert pack_file.stat().st_size == STORED
     check_key(str(pack_file.relative_to(next((tmp_path / "chunks").iterdir()))))
     assert repo.chunk_storage_stats().native_bytes == values.nbytes
     assert repo.verify() == []
@@ -161,11 +166,11 @@ def test_in_memory_and_through_fsspec(values: np.ndarray) -> None:
     repo = Repository.create(icelite.in_memory_storage(), objects="memory://test-objects/chunks")
     assert isinstance(repo._objects, RemoteObjects)
     write(repo, values)
-    assert [found.size for found in repo._objects.scan()] == [values.nbytes]
+    assert [found.size for found in repo._objects.scan()] == [STORED]
     write(repo, values[:5000])
     repo.expire_snapshots(later())
     summary = repo.garbage_collect(later())
-    assert (summary.objects_deleted, summary.bytes_deleted) == (1, values.nbytes)
+    assert (summary.objects_deleted, summary.bytes_deleted) == (1, STORED)
     assert len(list(repo._objects.scan())) == 1
 
 
@@ -236,7 +241,7 @@ def test_collection_removes_what_nothing_needs(tmp_path: Path, values: np.ndarra
     repo.delete_tag("first")
     repo.expire_snapshots(later())
     counted = repo.garbage_collect(later(), dry_run=True)
-    assert (counted.objects_deleted, counted.bytes_deleted) == (1, values.nbytes)
+    assert (counted.objects_deleted, counted.bytes_deleted) == (1, STORED)
     assert len(files(tmp_path / "chunks")) == 3
     assert repo.garbage_collect(later()).objects_deleted == 1
     assert len(files(tmp_path / "chunks")) == 2
@@ -311,12 +316,12 @@ def test_mostly_dead_packs_are_written_anew(tmp_path: Path, values: np.ndarray) 
     expected = np.asarray(reader[...])
     steps: list[tuple[int, int]] = []
     done = repo.repack(progress=lambda count, total: steps.append((count, total)))
-    assert (done.objects, done.bytes_kept, done.bytes_freed) == (1, 4000, 16_000)
+    assert (done.objects, done.bytes_kept, done.bytes_freed) == (1, 4 * 1004, 16 * 1004)
     assert steps == [(4, 4)]
     assert np.array_equal(reader[...], expected)  # the old object is still there
     assert repo.garbage_collect(later()).objects_deleted == 1
     assert np.array_equal(read(repo, tag="tagged"), expected)
-    assert sum(path.stat().st_size for path in files(tmp_path / "chunks")) == values.nbytes
+    assert sum(path.stat().st_size for path in files(tmp_path / "chunks")) == STORED
     assert repo.repack().objects == 0
     assert repo.verify() == []
 
@@ -365,3 +370,40 @@ def test_a_folder_that_another_writer_made_is_synced_too(tmp_path: Path, synced:
     (key,) = objects.put([b"one"])
     assert set(synced[1:]) == {str(tmp_path), str(tmp_path / "chunks"), str(tmp_path / "chunks" / key[:2])}
     assert (tmp_path / "chunks" / key).read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("place", [0, 999, 1000, 1003, 1004 * 19 + 500])
+def test_a_flipped_byte_is_an_error(tmp_path: Path, values: np.ndarray, place: int) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    write(repo, values)
+    (path,) = files(tmp_path / "chunks")
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+    store = repo.readonly_session("main").store
+    damaged = place // 1004
+    key = f"x/c/{damaged}"
+    with pytest.raises(FormatError, match=rf"{damaged}\b.*damaged"):
+        store.get_sync(key)
+    with pytest.raises(FormatError, match="damaged"):
+        asyncio.run(store.get(key))
+    with pytest.raises(FormatError, match="damaged"), enable_fast_reads():
+        zarr.open_array(store, path="x", mode="r")[...]
+    assert store.get_sync("x/c/7") is not None
+    part = store.get_sync(key, byte_range=RangeByteRequest(100, 200))  # nothing tells whether a part is whole
+    assert part is not None
+    assert part.to_bytes() == values[damaged * 1000 + 100 : damaged * 1000 + 200].tobytes()
+
+
+def test_a_flipped_byte_far_away_is_an_error(values: np.ndarray) -> None:
+    repo = Repository.create(icelite.in_memory_storage(), objects="memory://test-objects/flipped")
+    write(repo, values)
+    (found,) = repo._objects.scan()
+    files = fsspec.filesystem("memory")
+    (name,) = [name for name in files.find("/test-objects/flipped") if name.endswith(found.key)]
+    files.pipe(name, bytes([*files.cat(name)[:-2], 0, 0]))
+    store = repo.readonly_session("main").store
+    assert asyncio.run(store.get("x/c/18")) is not None
+    for read_it in (lambda: asyncio.run(store.get("x/c/19")), lambda: read(repo)):
+        with pytest.raises(FormatError, match="damaged"):
+            read_it()

@@ -18,7 +18,7 @@ import zarr
 from icelite import Repository, RepositoryConfig
 from icelite.catalog.database import Catalog
 from icelite.errors import FormatError, IceliteError, InvalidInputError, StorageError
-from icelite.objects import Objects
+from icelite.objects import TRAILER_BYTES, Objects
 from icelite.storage import as_storage
 
 VALUES = np.arange(4000, dtype="u1")
@@ -96,7 +96,7 @@ def test_a_place_elsewhere_is_neither_read_nor_written_nor_swept(path: Path, roo
             work(repo)
         assert caught.value.kind == "unauthorized-objects"
     collect(repo)
-    assert the_object(path).stat().st_size == VALUES.nbytes
+    assert the_object(path).stat().st_size == VALUES.nbytes + 4 * TRAILER_BYTES
 
 
 @pytest.mark.parametrize("value", ['"x"', "1.5", "true", "[1]"])
@@ -136,7 +136,7 @@ def test_rows_that_cannot_be_are_errors(path: Path, statement: str) -> None:
 
 
 def test_a_container_of_an_object_is_not_asked(path: Path, tmp_path: Path) -> None:
-    change(path, "INSERT INTO container VALUES (1, 'x', ?, '{}')", f"file://{tmp_path}/")
+    change(path, "INSERT INTO container (id, name, url_prefix, options) VALUES (1, 'x', ?, '{}')", f"file://{tmp_path}/")
     change(path, "UPDATE location SET container_id = 1 WHERE kind = 1")
     assert np.array_equal(read(Repository.open(path)), VALUES)
 
