@@ -146,7 +146,7 @@ def test_looking_at_shared_memory_drops_no_lock_of_sqlite(path: Path) -> None:
     writer = apsw.Connection(str(path))
     writer.pragma("journal_mode", "wal")
     writer.execute("BEGIN IMMEDIATE")
-    writer.execute("INSERT INTO tag VALUES ('x', 1)")
+    writer.execute("INSERT INTO tag (name, seq) VALUES ('x', 1)")
     sidecars.check_sidecars(path)
     other = subprocess.run([sys.executable, "-c", OTHER, str(path)], check=False)
     assert other.returncode == 0

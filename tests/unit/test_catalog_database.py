@@ -83,7 +83,7 @@ def test_an_exception_rolls_everything_back(catalog: Catalog) -> None:
 @pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", None])
 def test_nothing_commits_outside_the_doors(catalog: Catalog, begin: str | None) -> None:
     connection = catalog._connection
-    statement = "INSERT INTO setting VALUES ('x', '1')"
+    statement = "INSERT INTO setting (name, value) VALUES ('x', '1')"
     if begin:
         connection.execute(begin)
         connection.execute(statement)

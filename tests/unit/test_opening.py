@@ -373,7 +373,7 @@ def test_what_waits_in_a_wal_is_there(path: Path) -> None:
     writer = apsw.Connection(str(path))
     writer.pragma("journal_mode", "wal")
     writer.pragma("wal_autocheckpoint", 0)
-    writer.execute("INSERT INTO tag SELECT 'late', seq FROM branch WHERE name = 'main'")
+    writer.execute("INSERT INTO tag (name, seq) SELECT 'late', seq FROM branch WHERE name = 'main'")
     copy = path.with_name("b.icelite")
     for suffix in ("", "-wal"):
         shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
