@@ -138,7 +138,7 @@ class Catalog:
             self._take(spares)
 
     def _connect(self, *, whole: bool) -> None:
-        self._remote = remote.view(self.storage, whole=whole, check=self._options[1])
+        self._remote = remote.view(self.storage, whole=whole, check=self._options[1], before=self._remote)
         self.path = self.storage.path if self._remote is None else self._remote.path
         with self._translated():
             if self.path is not None:
@@ -153,6 +153,8 @@ class Catalog:
                     digest=None if self._remote is None else self._remote.digest,
                     busy_timeout=self.busy_timeout,
                 )
+                if self._remote is not None:
+                    self._remote.identify(self._connection)
             except BaseException:
                 self._connection.close()
                 raise
@@ -267,8 +269,12 @@ class Catalog:
             self._reconnect(whole=False)
 
     def _reconnect(self, *, whole: bool) -> None:
-        release = self._release
-        self._connect(whole=whole)  # first: while that fails, the old connection serves
+        release, before = self._release, (self._remote, self.path, self._connection, self._door)
+        try:
+            self._connect(whole=whole)
+        except BaseException:  # while that fails, the old connection serves
+            self._remote, self.path, self._connection, self._door = before
+            raise
         release()
 
     @contextmanager

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
-import random
 import struct
 import tempfile
-import time
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,9 +24,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import apsw
 
 from icelite import vfs
-from icelite.catalog import checks, connections, known
+from icelite.catalog import checks, connections, guards, known
 from icelite.catalog.failures import translated
 from icelite.errors import ConflictError, ErrorKind, IceliteError, ReadOnlyError, StorageError
+from icelite.retry import Patience
 from icelite.storage import S3Place, StorageConfig
 
 if TYPE_CHECKING:
@@ -38,14 +36,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 
-TRIES = 100  # of a write that others' commits do not touch
+# Of a write while others publish first; a version that nobody changed is never tried again.
+PATIENCE = Patience(100, pause=0.05, factor=1.2, longest=1.0, jitter=0.9, seconds=120.0)
 
 BEHIND = -1  # the number of no version
 FRESH_SECONDS = 10.0  # the first session after opening does not ask again for so long
 
-SELECT_FIRST_SNAPSHOT = (
-    "SELECT id, written_at FROM snapshot WHERE seq = (SELECT min(seq) FROM snapshot)"  # one id is everybody's
-)
+SELECT_NEWEST_OPERATION = "SELECT id, done_at FROM operation ORDER BY id DESC LIMIT 1"
+SELECT_OPERATION = "SELECT id, done_at FROM operation WHERE id = ?"
 
 
 class RemoteView:
@@ -57,6 +55,8 @@ class RemoteView:
         Work on a copy, however large the catalog is.
     check
         As for `Catalog`.
+    before
+        The view that this one follows.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class RemoteView:
         SHA-256 of the copy as it was fetched.
     """
 
-    def __init__(self, storage: StorageConfig, *, whole: bool, check: str) -> None:
+    def __init__(self, storage: StorageConfig, *, whole: bool, check: str, before: RemoteView | None) -> None:
         assert storage.place is not None
         self._place = storage.place
         self._url = storage.name
@@ -76,6 +76,9 @@ class RemoteView:
         self.digest: str | None = None
         self._published: tuple[int, str | None, str | None] = (BEHIND, None, None)
         self._vfs: Any = None  # must live as long as its connection
+        self._reader: vfs.VersionReader | None = None
+        self._blocks: vfs.BlockFile | None = None
+        self._newest_operation: tuple[Any, ...] | None = None if before is None else before._newest_operation
         with self._mirror.lock:
             self._mirror.revalidate(whole=whole or check == "always")
             self._opened_at: float | None = self._mirror.checked_at
@@ -94,9 +97,37 @@ class RemoteView:
         """A bare connection to the copy, or to the object by ranges."""
         if self.path is not None:
             return _connect(self.path)
-        read = functools.partial(self._mirror.read_version, self.version)
-        connection, self._vfs = vfs.open_by_ranges(read, self._mirror.size, self._mirror.head)
+        with self._mirror.lock:
+            self._reader = vfs.VersionReader(self._mirror)
+            connection, self._blocks, self._vfs = vfs.open_by_ranges(
+                self._reader.read, self._mirror.size, self._mirror.head, self._url
+            )
+        checks.harden(connection)
+        guards.guard(connection, self._url)  # nothing has read the file before
         return connection
+
+    def identify(self, connection: apsw.Connection) -> None:
+        """Note which repository a checked connection shows, and which version of it.
+
+        Raises
+        ------
+        StorageError
+            ``catalog-replaced`` when it is another repository than before, or an older version.
+        """
+        found = connection.execute(SELECT_NEWEST_OPERATION).fetchall()
+        if self._reader is not None and self._blocks is not None and not self._reader.is_sure:
+            self._reader.compare(*self._blocks.last_read)  # a page with a time that no other version has
+        self._check_follows(connection)
+        self._newest_operation = found[0] if found else None
+
+    def _check_follows(self, connection: apsw.Connection) -> None:
+        """The log of operations only grows, so the newest one known is in every later version."""
+        known = self._newest_operation
+        if known is not None and connection.execute(SELECT_OPERATION, known[:1]).fetchall() != [known]:
+            raise StorageError(
+                f"{self._url!r} was replaced by another repository, or by an older copy of this one; open it again",
+                ErrorKind.CATALOG_REPLACED,
+            )
 
     # -- following ---------------------------------------------------------------------------------------------
 
@@ -127,7 +158,7 @@ class RemoteView:
                 checks.harden(source)
                 checks.check_header(source, path)
                 checks.check_content(source, path, self._check, digest)
-                self._check_same(source)
+                self.identify(source)
                 self._restore(source)
         finally:
             path.unlink(missing_ok=True)
@@ -139,15 +170,6 @@ class RemoteView:
             target.set_busy_handler(connections.busy_handler(30.0))
             with target.backup("main", source, "main") as copying:
                 copying.step(-1)
-
-    def _check_same(self, source: apsw.Connection) -> None:
-        assert self.path is not None
-        with contextlib.closing(_connect(self.path)) as own:
-            same = own.execute(SELECT_FIRST_SNAPSHOT).fetchall() == source.execute(SELECT_FIRST_SNAPSHOT).fetchall()
-        if not same:
-            raise StorageError(
-                f"{self._url!r} was replaced by another repository; open it again", ErrorKind.CATALOG_REPLACED
-            )
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -213,9 +235,9 @@ class RemoteView:
             self.path.unlink(missing_ok=True)
 
 
-def view(storage: StorageConfig, *, whole: bool, check: str) -> RemoteView | None:
-    """The view that a new connection gets; None for a catalog of this machine."""
-    return None if storage.place is None else RemoteView(storage, whole=whole, check=check)
+def view(storage: StorageConfig, *, whole: bool, check: str, before: RemoteView | None) -> RemoteView | None:
+    """The view that a new connection gets after another one; None for a catalog of this machine."""
+    return None if storage.place is None else RemoteView(storage, whole=whole, check=check, before=before)
 
 
 def _remove(path: Path, process: int) -> None:
@@ -262,19 +284,13 @@ def repeated(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def _repeat(catalog: Catalog, action: Callable[[], T]) -> T:
-    for attempt in itertools.count(1):
+    for is_last in PATIENCE.tries():
         try:
             return action()
         except ConflictError as error:
-            if attempt == TRIES or catalog.storage.place is None or error.kind != ErrorKind.COMMIT_CONFLICT:
+            if is_last or catalog.storage.place is None or error.kind != ErrorKind.COMMIT_CONFLICT:
                 raise
-        pause(attempt)
-    raise AssertionError("itertools.count has no end")
-
-
-def pause(attempt: int) -> None:
-    """Wait a random while before trying again, so that several writers do not keep meeting."""
-    time.sleep(random.uniform(0.01, 0.05 * min(attempt, 20)))
+    raise AssertionError("the last try returns or raises")
 
 
 def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from icelite.catalog import refs, snapshots, staging
@@ -18,7 +18,7 @@ from icelite.catalog.changes import copy_snapshot
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation, now, to_microseconds
 from icelite.catalog.permissions import check_feature, check_online
-from icelite.catalog.remote import pause
+from icelite.catalog.remote import PATIENCE
 from icelite.catalog.settings import list_containers, save_container
 from icelite.catalog.usage import copy_usage
 from icelite.change_set import ChangeSet
@@ -85,8 +85,8 @@ class Commits:
             Where the branch has moved: replay the changes over what was committed since, if they do not conflict
             or the solver decides.
         rebase_tries
-            How often to try where the catalog is in a bucket and others publish first; elsewhere one try is enough,
-            since nobody commits between rebase and commit.
+            How often to try, for at most two minutes, where the catalog is in a bucket and others publish first;
+            elsewhere one try is enough, since nobody commits between rebase and commit.
         allow_empty
             Commit although nothing changed.
 
@@ -115,7 +115,7 @@ class Commits:
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
             self.changes.upload()
-            for attempt in range(1, max(1, rebase_tries) + 1):
+            for is_last in replace(PATIENCE, attempts=max(1, rebase_tries)).tries():
                 restore = self._checkpoint()
                 try:
                     with _naming(snapshot_id), self._catalog.write() as txn:
@@ -128,9 +128,8 @@ class Commits:
                     break
                 except BaseException as error:
                     restore()
-                    if rebase_with is None or attempt >= rebase_tries or not self._lost_a_race(error):
+                    if rebase_with is None or is_last or not self._lost_a_race(error):
                         raise
-                pause(attempt)
             self._continue_on(Base(snapshot_id, view))
         return snapshot_id
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import apsw
 
+from icelite.vfs.pages import PageTree
+from icelite.vfs.watchdog import Watchdog
+
 HEAD_BYTES = 1 << 20
 BLOCK_BYTES = 1 << 18
 MOST_AHEAD = 4  # blocks in one request while reads follow each other
@@ -36,9 +39,18 @@ class BlockFile:
         Bytes of the file.
     head
         Its first bytes, which stay.
+    pages
+        Checks each page before SQLite sees it.
+
+    Attributes
+    ----------
+    last_read
+        The half-open range of bytes that SQLite read last.
     """
 
-    def __init__(self, read: Read, size: int, head: bytes) -> None:
+    def __init__(self, read: Read, size: int, head: bytes, pages: PageTree | None = None) -> None:
+        self.last_read = (0, 0)
+        self._pages = pages
         self._read = read
         self._size = size
         self._head = head
@@ -80,7 +92,13 @@ class BlockFile:
 
     def xRead(self, amount: int, offset: int) -> bytes:  # the names are SQLite's
         """``amount`` bytes from ``offset``; fewer at the end of the file."""
-        stop = min(offset + amount, self._size)
+        data = self._bytes(offset, min(offset + amount, self._size))
+        self.last_read = offset, offset + len(data)
+        if self._pages is not None and len(data) == self._pages.page_bytes:
+            self._pages.check(offset // len(data) + 1, data)
+        return data
+
+    def _bytes(self, offset: int, stop: int) -> bytes:
         if stop <= len(self._head):
             return self._head[offset:stop]
         parts = []
@@ -137,6 +155,7 @@ class _RangeVFS(apsw.VFS):
     """A file system with one file; temporary files go to SQLite's own."""
 
     def __init__(self, name: str, file: BlockFile) -> None:
+        self.name = name
         self._file = file
         super().__init__(name, base="")
 
@@ -160,8 +179,25 @@ class _RangeVFS(apsw.VFS):
         raise apsw.ReadOnlyError("a catalog read by ranges is not written")
 
 
-def open_by_ranges(read: Read, size: int, head: bytes) -> tuple[apsw.Connection, Any]:
-    """A read-only connection to a remote file, and the VFS, which must live as long."""
-    name = f"icelite-{next(_numbers)}"
-    vfs = _RangeVFS(name, BlockFile(read, size, head))
-    return apsw.Connection("catalog", flags=apsw.SQLITE_OPEN_READONLY, vfs=name), vfs
+def open_by_ranges(read: Read, size: int, head: bytes, name: str) -> tuple[apsw.Connection, BlockFile, Any]:
+    """A read-only connection to a remote file, its blocks, and the VFS, which must live as long.
+
+    Parameters
+    ----------
+    read, size, head
+        As for `BlockFile`; the head is that of an SQLite file.
+    name
+        How messages call the file.
+    """
+    watchdog = Watchdog(size, name)
+
+    def counted(start: int, stop: int) -> bytes:
+        watchdog.count_fetched(stop - start)
+        return read(start, stop)
+
+    page_bytes = int.from_bytes(head[16:18], "big")
+    file = BlockFile(counted, size, head, PageTree(size, 65536 if page_bytes == 1 else page_bytes or 4096, name))
+    vfs = _RangeVFS(f"icelite-{next(_numbers)}", file)
+    connection = apsw.Connection("catalog", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs.name)
+    watchdog.watch(connection)
+    return connection, file, vfs

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -19,6 +20,7 @@ import time
 import weakref
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from icelite.errors import (
     AlreadyExistsError,
@@ -32,6 +34,7 @@ from icelite.errors import (
 from icelite.storage import RemotePlace, S3Place
 from icelite.vfs.blocks import HEAD_BYTES
 from icelite.vfs.objects import (
+    QUOTED,
     Fetched,
     LostRaceError,
     S3Catalog,
@@ -42,9 +45,12 @@ from icelite.vfs.objects import (
 )
 
 NO_RANGES_BYTES = 512 << 20  # the most that is fetched whole from a server that knows no ranges
+FIRST_PAGE_BYTES = 4096  # or the beginning of a larger one: the change counter and the first rows of the schema
+FEW_BYTES = 128 << 10
 SQLITE_MAGIC = b"SQLite format 3\0"
 
-_heeds: dict[tuple[str, str], bool] = {}  # whether a service heeds conditions, by endpoint and bucket
+_AMAZON = re.compile(r"(.+\.)?amazonaws\.com(\.cn)?")  # heeds conditions
+_forms: dict[tuple[str, str], str] = {}  # how a service wants conditions, by endpoint and bucket: see `S3Catalog.probe`
 
 
 class Mirror:
@@ -70,12 +76,18 @@ class Mirror:
         self.size = 0
         self.head = b""
         self.number = 0
+        self._is_stale = False
         self.digest: str | None = None
         self._object: S3Catalog | WebCatalog = object_at(place)
         self._data: Path | None = None
         self.checked_at = -1e9
         self._folder = Path(tempfile.mkdtemp(prefix="icelite-"))
         weakref.finalize(self, _remove, self._folder, os.getpid())
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the version has a name that no other one has: a strong ETag (RFC 9110, section 8.8.1)."""
+        return self.version is not None and self.version.startswith('"') and self.version.endswith('"')
 
     @property
     def is_whole(self) -> bool:
@@ -98,13 +110,22 @@ class Mirror:
             ``repository-not-found``; ``not-a-catalog`` for what is no SQLite file, ``truncated-file``; ``io``.
         """
         with self.lock:
-            if self.number == 0 or time.monotonic() - self.checked_at > max_age:
-                found = self._object.fetch(self.version, self.place.whole_bytes, HEAD_BYTES)
+            if self.number == 0 or self._is_stale or time.monotonic() - self.checked_at > max_age:
+                known = None if self._is_stale or not self.is_sure else self.version
+                found = self._object.fetch(known, self.place.whole_bytes, HEAD_BYTES)
                 self.checked_at = time.monotonic()
-                if found is not None:
+                if found is not None and not self._looks_the_same(found):
                     self._adopt(found)
             if whole and not self.is_whole:
                 self._download()
+
+    def _looks_the_same(self, found: Fetched) -> bool:
+        """Whether a version that has no sure name is the one that is here, by as many bytes as were fetched."""
+        if self.number == 0 or self._is_stale or (found.version, found.size) != (self.version, self.size):
+            return False
+        if found.is_whole and self._data is not None:
+            return hashlib.sha256(found.data).hexdigest() == self.digest
+        return found.data[:HEAD_BYTES] == self.head
 
     def _adopt(self, found: Fetched) -> None:
         self._check_head(found)
@@ -113,8 +134,9 @@ class Mirror:
         try:
             self._choose_way(found)
         except BaseException:
-            self.version = None  # so that the next attempt fetches it again
+            self._is_stale = True  # so that the next attempt fetches it again
             raise
+        self._is_stale = False
         self.number += 1
 
     def _choose_way(self, found: Fetched) -> None:
@@ -151,6 +173,9 @@ class Mirror:
         with path.open("wb") as file:
             self._object.download(self.version, self.size, file)
         with path.open("rb") as file:
+            if file.read(len(self.head)) != self.head:
+                raise replaced(self.url)
+        with path.open("rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._data = path
 
@@ -181,17 +206,25 @@ class Mirror:
             shutil.copyfile(self._data, path)
             return path, self.number, self.digest
 
-    def read_version(self, version: str | None, start: int, stop: int) -> bytes:
-        """Exactly the bytes ``[start, stop)`` of a version.
+    def read_range(self, number: int, start: int, stop: int) -> bytes:
+        """Exactly the bytes ``[start, stop)`` of the version with a number, as far as the service can tell.
 
         Raises
         ------
         StorageError
             ``catalog-replaced``, ``io``.
         """
-        if version != self.version:
+        if number != self.number:
             raise replaced(self.url)
-        return self._object.read_range(start, stop, version)
+        return self._object.read_range(start, stop, self.version)
+
+    def distrust(self, number: int) -> StorageError:
+        """Fetch anew at the next look what turned out to be another version; the error for who reads the old one."""
+        with self.lock:
+            if number == self.number:
+                self.number += 1
+                self._is_stale = True
+        return replaced(self.url)
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -201,7 +234,7 @@ class Mirror:
         Raises
         ------
         ReadOnlyError, StorageError
-            ``read-only-storage`` on a web server; ``unsafe-storage``.
+            ``read-only-storage`` on a web server; ``unsafe-storage``, ``io``.
         """
         target = self._object
         if not isinstance(target, S3Catalog) or not isinstance(self.place, S3Place):
@@ -209,20 +242,18 @@ class Mirror:
                 f"{self.url!r} is on a web server and read-only here: download it, and change the copy",
                 ErrorKind.READ_ONLY_STORAGE,
             )
-        endpoint = target.options.endpoint_url
-        if self.place.unsafe or endpoint is None:  # Amazon's heeds conditions
-            return target
-        service = (endpoint, self.place.bucket)
-        if service not in _heeds:
-            _heeds[service] = target.knows_conditions(f"probe-{os.urandom(6).hex()}")
-        if not _heeds[service]:
-            raise StorageError(
-                f"{self.url!r} cannot be written safely: the service at {endpoint} ignores conditions on a PUT, so two"
-                " writers could overwrite each other's commits; if there is only ever one, pass unsafe=True to"
-                " icelite.StorageConfig.s3_from_config",
-                ErrorKind.UNSAFE_STORAGE,
-            )
+        if not self.place.unsafe:
+            self._form_of_conditions(target, self.place.bucket)
         return target
+
+    def _form_of_conditions(self, target: S3Catalog, bucket: str) -> str:
+        endpoint = target.endpoint()
+        if _AMAZON.fullmatch(urlsplit(endpoint).hostname or ""):
+            return QUOTED
+        service = (endpoint, bucket)
+        if service not in _forms:
+            _forms[service] = target.probe(f"probe-{os.urandom(6).hex()}")
+        return _forms[service]
 
     def publish(self, data: bytes, expected: str | None) -> None:
         """Replace the version ``expected`` (None: there is no object) on the service; then it is the newest one here.
@@ -237,6 +268,7 @@ class Mirror:
         """
         target = self.check_safe()
         with self.lock:
+            version: str | None
             try:
                 version = self._write(target, data, expected)
             except (LostRaceError, UnknownOutcomeError) as error:
@@ -274,14 +306,15 @@ class Mirror:
         raise ConflictError(f"{self.url!r} exists")
 
     def _write(self, target: S3Catalog, data: bytes, expected: str | None) -> str:
-        if isinstance(self.place, S3Place) and self.place.unsafe:
+        assert isinstance(self.place, S3Place)
+        if self.place.unsafe:
             found = target.fetch(expected, 0, 0) if expected is not None else None
             if found is not None:
                 raise LostRaceError("changed")
             return target.overwrite(data)
-        return target.write(data, expected)
+        return target.write(data, expected, self._form_of_conditions(target, self.place.bucket))
 
-    def _find_written(self, data: bytes, expected: str | None, error: Exception) -> str:
+    def _find_written(self, data: bytes, expected: str | None, error: Exception) -> str | None:
         """The version of our own bytes, if they arrived although the service's answer says otherwise, or did not come.
 
         A request is sent again when its answer is lost, and then finds that it took place. Our bytes hold the random
@@ -294,10 +327,11 @@ class Mirror:
                 f"{self.url!r}: a write was sent, and whether it arrived is not known: {error}; then {failure}",
                 ErrorKind.IO,
             ) from None
-        if found is not None and found.data == data and found.version is not None:
+        unsafe = isinstance(self.place, S3Place) and self.place.unsafe
+        if found is not None and found.data == data and (found.version is not None or unsafe):
             return found.version
-        if isinstance(error, UnknownOutcomeError) and found is not None and found.version == expected:
-            raise StorageError(f"{self.url!r} was not written: it {error}; nothing was changed", ErrorKind.IO) from None
+        if found is not None and found.version == expected:
+            self._raise_unchanged(error)
         if found is not None:
             self._adopt(found)
         raise ConflictError(
@@ -305,6 +339,53 @@ class Mirror:
             " (a session can rebase first)",
             ErrorKind.COMMIT_CONFLICT,
         ) from None
+
+    def _raise_unchanged(self, error: Exception) -> None:
+        """Say why a write failed although the version that it was to replace is still there."""
+        if isinstance(error, UnknownOutcomeError):
+            raise StorageError(f"{self.url!r} was not written: it {error}; nothing was changed", ErrorKind.IO)
+        if isinstance(error, LostRaceError) and error.status == 412:
+            raise StorageError(
+                f"{self.url!r} was not written: nobody changed it, and yet the service says that it did"
+                f" ({error}), so trying again is of no use; if nobody else writes here, pass unsafe=True to"
+                " icelite.StorageConfig.s3_from_config",
+                ErrorKind.UNSAFE_STORAGE,
+            )
+
+
+class VersionReader:
+    """The ranges of one version of a remote catalog, the newest when this is made.
+
+    Where the service gives versions no sure name, the first page, with SQLite's change counter, and whatever `compare`
+    was told are fetched again after each range: while they are equal, the range before them was of the same version.
+
+    Attributes
+    ----------
+    is_sure
+        Whether the service tells versions apart, so that nothing is compared.
+    """
+
+    def __init__(self, mirror: Mirror) -> None:
+        self.is_sure = mirror.is_sure
+        self._mirror = mirror
+        self._number = mirror.number
+        self._head = mirror.head
+        self._expected = {} if mirror.is_sure else {0: mirror.head[:FIRST_PAGE_BYTES]}
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Exactly the bytes ``[start, stop)``; raises as `Mirror.read_range`."""
+        data = self._mirror.read_range(self._number, start, stop)
+        for place, expected in self._expected.items():
+            if self._mirror.read_range(self._number, place, place + len(expected)) != expected:
+                raise self._mirror.distrust(self._number)
+        return data
+
+    def compare(self, start: int, stop: int) -> None:
+        """Compare these bytes, too, from now on."""
+        if stop <= FEW_BYTES and stop <= len(self._head):  # near enough for one request with the first page
+            self._expected = {0: self._head[: max(stop, FIRST_PAGE_BYTES)]}
+        else:
+            self._expected[start] = self.read(start, stop)
 
 
 def _remove(folder: Path, process: int) -> None:

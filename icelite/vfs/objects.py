@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 PART = 1 << 20
 _LOST = (404, 409, 412)  # of a conditional PUT: the object is another one than the condition says
+QUOTED, BARE = "quoted", "bare"  # RFC 9110 wants quotes; Ceph RGW up to 19 refuses every ETag in them
+NOBODYS = '"00000000000000000000000000000000"'
 _REFUSED = (400, 401, 403, 405, 411, 413, 501)  # of a PUT: nothing was written
 
 
@@ -52,7 +54,17 @@ class Fetched:
 
 
 class LostRaceError(Exception):
-    """A conditional write found another version than it expected."""
+    """A conditional write found another version than it expected, says the service.
+
+    Attributes
+    ----------
+    status
+        412 where the condition failed, 409 where another write was under way, 404 where the object is gone.
+    """
+
+    def __init__(self, problem: str, status: int | None = None) -> None:
+        super().__init__(problem)
+        self.status = status
 
 
 class UnknownOutcomeError(Exception):
@@ -68,7 +80,7 @@ class CatalogObject(Protocol):
     url: str
 
     def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        """The object if it is up to ``whole_bytes``, else its head; None when it is still the version ``known``.
+        """The object if it is up to ``whole_bytes``, else its head; None when it is still ``known``, a strong ETag.
 
         Raises
         ------
@@ -198,8 +210,32 @@ class S3Catalog:
         """See `CatalogObject.download`."""
         _download(self.read_range, version, size, file)
 
-    def write(self, data: bytes, expected: str | None) -> str:
+    def endpoint(self) -> str:
+        """Where requests go, by whatever says so: the caller, the environment, or the configuration of the region.
+
+        Raises
+        ------
+        StorageError
+            ``io``.
+        """
+
+        async def ask() -> str:
+            service = await self._object.client.filesystem().set_session()
+            return str(service.meta.endpoint_url)
+
+        try:
+            return run(ask())
+        except library_errors() as error:
+            problem = self._object.problem(error)
+        raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
+
+    def write(self, data: bytes, expected: str | None, form: str) -> str:
         """Replace the version ``expected`` (None: there is no object) by new bytes; the new version.
+
+        Parameters
+        ----------
+        form
+            How the service wants a version written in a condition; see `probe`.
 
         Raises
         ------
@@ -208,7 +244,7 @@ class S3Catalog:
         ReadOnlyError
             ``read-only-storage``: the service does not let this caller write.
         """
-        return self._put(None, data, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
+        return self._put(None, data, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": _as(form, expected)})
 
     def overwrite(self, data: bytes) -> str:
         """Replace whatever is there; raises as `write`."""
@@ -217,30 +253,55 @@ class S3Catalog:
     def _put(self, key: str | None, data: bytes, condition: dict[str, Any]) -> str:
         try:
             response, _ = self._ask("put_object", key, Body=data, **condition)
-            return str(response["ETag"])
         except library_errors() as error:
             problem, status = self._object.problem(error), status_of(error)
+        else:
+            version = response.get("ETag")
+            if not version:
+                raise UnknownOutcomeError("was stored under no ETag that the service named")
+            return str(version)
         if condition and status in _LOST and not ("IfNoneMatch" in condition and status == 404):
-            raise LostRaceError(problem)
+            raise LostRaceError(problem, status)
         if status in _REFUSED or status == 404:
             raise ReadOnlyError(f"the catalog {self.url!r} was not written: it {problem}", ErrorKind.READ_ONLY_STORAGE)
         raise UnknownOutcomeError(problem)
 
-    def knows_conditions(self, name: str) -> bool:
-        """Whether the service heeds conditions on a PUT: tried on a small object beside the catalog, then removed."""
+    def probe(self, name: str) -> str:
+        """The form of an ETag in a condition on a PUT by which this service is safe to write.
+
+        Tried on a small object beside the catalog, which is then removed: with conditions that must fail, and with one
+        that must hold, since there are services that refuse an ETag in quotes whatever it is, and ones that want it so.
+
+        Raises
+        ------
+        StorageError
+            ``unsafe-storage`` when conditions that must fail are ignored, or ones that must hold are refused; ``io``.
+        """
         key = f"{self._object.key}.{name}"
         try:
-            self._put(key, b"icelite asks whether this service heeds conditions", {"IfNoneMatch": "*"})
-            return all(
-                self._is_refused(key, condition)
-                for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"00000000000000000000000000000000"'})
-            )
+            version = self._put(key, b"icelite asks whether this service heeds conditions", {"IfNoneMatch": "*"})
+            if not self._is_refused(key, {"IfNoneMatch": "*"}):
+                raise self._unsafe("ignores conditions on a PUT")
+            for form in (QUOTED, BARE):
+                if not self._is_refused(key, {"IfMatch": _as(form, NOBODYS)}):
+                    raise self._unsafe("ignores conditions on a PUT")
+                if not self._is_refused(key, {"IfMatch": _as(form, version)}):
+                    return form
         except (LostRaceError, UnknownOutcomeError) as error:
             raise StorageError(
                 f"could not find out whether {self.url!r} can be written safely: {error}", ErrorKind.IO
             ) from None
         finally:
             self._remove(key)
+        raise self._unsafe("refuses a PUT on the condition that an object is unchanged, although it is")
+
+    def _unsafe(self, habit: str) -> StorageError:
+        return StorageError(
+            f"{self.url!r} cannot be written safely: the service at {self.endpoint()} {habit}, so two"
+            " writers could overwrite each other's commits; if there is only ever one, pass unsafe=True to"
+            " icelite.StorageConfig.s3_from_config",
+            ErrorKind.UNSAFE_STORAGE,
+        )
 
     def _is_refused(self, key: str, condition: dict[str, str]) -> bool:
         try:
@@ -256,6 +317,11 @@ class S3Catalog:
             return
 
 
+def _as(form: str, version: str) -> str:
+    """A version as a condition names it."""
+    return version if form == QUOTED else version.strip('"')
+
+
 class WebCatalog:
     """A catalog on a web server; see `CatalogObject`."""
 
@@ -269,7 +335,7 @@ class WebCatalog:
         return self._translated(lambda: run(self._fetch(known, whole_bytes, head_bytes)))
 
     async def _fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        headers = {} if known is None or not known.endswith('"') else {"If-None-Match": known}
+        headers = {} if known is None else {"If-None-Match": known}
         for _ in range(self._object.attempts):
             async with self._object.ask("GET", headers, (200, 304)) as response:
                 version = version_of(response)

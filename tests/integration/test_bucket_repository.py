@@ -422,6 +422,8 @@ class Careless(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     objects: dict[str, bytes] = {}  # noqa: RUF012
     failing = False
+    puts: list[str] = []  # noqa: RUF012
+    shown = True  # the ETag in the answer to a PUT
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -435,11 +437,18 @@ class Careless(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if "aws-chunked" in self.headers.get("Content-Encoding", ""):
             body = unchunked(body)
+        self.puts.append(self.path)
         if self.failing:
             self.answer(503, b"<Error><Code>SlowDown</Code></Error>")
-            return
-        self.objects[self.path] = body
-        self.answer(200, ETag=f'"{hash(body)}"')
+        elif not self.holds():
+            self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+        else:
+            self.objects[self.path] = body
+            self.answer(200, **({"ETag": f'"{hash(body)}"'} if self.shown else {}))
+
+    def holds(self) -> bool:
+        """Whether the condition of a PUT does."""
+        return True
 
     def do_GET(self) -> None:
         body = self.objects.get(self.path)
@@ -454,6 +463,33 @@ class Careless(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
+
+
+class Bare(Careless):
+    """A service that heeds conditions, but refuses every ETag in quotes, as Ceph RGW 16 does."""
+
+    def holds(self) -> bool:
+        found = self.objects.get(self.path)
+        if self.headers.get("If-None-Match") == "*":
+            return found is None
+        expected = self.headers.get("If-Match")
+        return expected is None or (found is not None and expected == str(hash(found)))
+
+
+class Obstinate(Bare):
+    """A service that refuses every condition on an object that exists."""
+
+    def holds(self) -> bool:
+        return self.headers.get("If-Match") is None and super().holds()
+
+
+class Late(Bare):
+    """A service that refuses conditions from some moment on."""
+
+    refusing = False
+
+    def holds(self) -> bool:
+        return not (self.refusing and self.headers.get("If-Match")) and super().holds()
 
 
 def unchunked(body: bytes) -> bytes:
@@ -471,13 +507,92 @@ def unchunked(body: bytes) -> bytes:
 @pytest.fixture
 def careless() -> Iterator[dict[str, Any]]:
     """A service that heeds no conditions, as keyword arguments of `StorageConfig.s3_from_config`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Careless)
+    yield from serve(Careless)
+
+
+def serve(service: type[Careless]) -> Iterator[dict[str, Any]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), service)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options: dict[str, Any] = {"bucket": "bucket", "prefix": "x.icelite", "credentials": S3Credentials("AKID", "key")}
     yield options | {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "allow_http": True}
     server.shutdown()
     server.server_close()
     Careless.objects.clear()
+    Careless.puts.clear()
+
+
+@pytest.fixture
+def bare() -> Iterator[dict[str, Any]]:
+    yield from serve(Bare)
+
+
+@pytest.fixture
+def obstinate() -> Iterator[dict[str, Any]]:
+    yield from serve(Obstinate)
+
+
+@pytest.fixture
+def late() -> Iterator[dict[str, Any]]:
+    yield from serve(Late)
+
+
+def test_a_service_that_wants_etags_without_quotes_gets_them(bare: dict[str, Any]) -> None:
+    place = StorageConfig.s3_from_config(**bare)
+    repository = Repository.create(place)
+    fill(repository)
+    behind = Repository.open(place).writable_session("main")
+    repository.create_tag("v1", repository.lookup_branch("main"))
+    fill(repository, "b")
+    zarr.create_array(behind.store, name="c", shape=(1,), chunks=(1,), dtype="i1")
+    with pytest.raises(ConflictError):
+        behind.commit("behind")
+    behind.commit("behind", rebase_with=ConflictDetector())
+    assert set(Bare.objects) == {"/bucket/x.icelite"}, "no probe stays"
+    assert [info.message for info in Repository.open(place).ancestry(branch="main")][:2] == ["behind", "write b"]
+
+
+def test_a_service_that_refuses_what_holds_is_told_at_once(obstinate: dict[str, Any]) -> None:
+    with pytest.raises(IceliteError) as caught:
+        Repository.create(StorageConfig.s3_from_config(**obstinate))
+    assert caught.value.kind == "unsafe-storage"
+    assert "although it is" in str(caught.value)
+    assert "unsafe=True" in str(caught.value)
+    assert Careless.objects == {}
+    fill(Repository.create(StorageConfig.s3_from_config(**obstinate, unsafe=True)))
+
+
+def test_a_refusal_while_nobody_wrote_is_no_conflict_and_not_repeated(
+    late: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository.create(StorageConfig.s3_from_config(**late))
+    tip = fill(repository)
+    monkeypatch.setattr(Late, "refusing", True)
+    for write in (
+        lambda: fill(repository, "b", rebase_with=ConflictDetector()),
+        lambda: repository.create_branch("side", tip),
+        lambda: repository.create_tag("v1", tip),
+    ):
+        Careless.puts.clear()
+        with pytest.raises(IceliteError) as caught:
+            write()
+        assert (caught.value.kind, len(Careless.puts)) == ("unsafe-storage", 1)
+        assert "nobody changed it" in str(caught.value)
+    monkeypatch.setattr(Late, "refusing", False)
+    fill(repository, "b")
+
+
+def test_an_answer_without_an_etag_is_looked_up(careless: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Careless, "shown", False)
+    place = StorageConfig.s3_from_config(**careless, unsafe=True)
+    repository = Repository.create(place)
+    fill(repository)
+    fill(repository, "b")
+    assert read(Repository.open(place), "b") == [7] * 20
+
+
+def test_the_endpoint_of_the_environment_is_asked_too(bare: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bare.pop("endpoint_url"))
+    fill(Repository.create(StorageConfig.s3_from_config(**bare, force_path_style=True)))
 
 
 def test_a_service_that_heeds_no_conditions_is_refused_unless_told(careless: dict[str, Any]) -> None:

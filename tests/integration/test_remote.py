@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import pickle
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import xarray as xr
 import zarr
 from oisst import write_days
+from web_site import Site, respond
 
 import icelite
 from icelite import IceliteError, Repository, StorageConfig
@@ -28,84 +28,6 @@ pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("no_aws_settings")]
 
 GRID = (36, 72)
 REFERENCES = 1_000_000
-
-
-class Site:
-    """A folder served with ranges and ETags, a log of the requests, and ways to misbehave.
-
-    Attributes
-    ----------
-    answers
-        By path: what to send instead of the file; gets the handler.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ranges = True
-        self.log: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self.answers: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                site.answer(self, send=True)
-
-            def do_HEAD(self) -> None:
-                site.answer(self, send=False)
-
-            def log_message(self, *_: Any) -> None:
-                """Quiet."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, request: BaseHTTPRequestHandler, *, send: bool) -> None:
-        path = request.path.partition("?")[0]
-        self.log.append(path)
-        self.headers.append(dict(request.headers))
-        if path in self.answers:
-            self.answers[path](request)
-            return
-        file = self.folder / path.lstrip("/").replace("%20", " ")
-        if not file.is_file():
-            respond(request, 404)
-            return
-        data = file.read_bytes()
-        etag = f'"{file.stat().st_mtime_ns:x}-{len(data):x}"'
-        if request.headers.get("If-None-Match") == etag:
-            respond(request, 304, ETag=etag)
-            return
-        given = request.headers.get("Range", "")
-        if self.ranges and given:
-            start, stop = (int(number) for number in given.removeprefix("bytes=").split("-"))
-            if start >= len(data):
-                respond(request, 416)
-                return
-            stop = min(stop + 1, len(data))
-            span = f"bytes {start}-{stop - 1}/{len(data)}"
-            respond(request, 206, data[start:stop], ETag=etag, **{"Content-Range": span})
-            return
-        known = {"Accept-Ranges": "bytes"} if self.ranges else {}
-        respond(request, 200, data, send=send, ETag=etag, **known)
-
-
-def respond(
-    request: BaseHTTPRequestHandler, status: int, body: bytes = b"", *, send: bool = True, **headers: str
-) -> None:
-    request.send_response(status)
-    for name, value in {**headers, "Content-Length": str(len(body))}.items():
-        request.send_header(name, value)
-    request.end_headers()
-    if send:
-        try:
-            request.wfile.write(body)
-        except (ConnectionError, BrokenPipeError):
-            request.close_connection = True
 
 
 @pytest.fixture

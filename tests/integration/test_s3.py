@@ -588,7 +588,8 @@ def test_anonymous_where_keys_are_needed(s3_server: Any, private: Month, caplog:
 
 
 def test_nothing_was_authorised(s3_server: Any, private: Month, caplog: pytest.LogCaptureFixture) -> None:
-    grant = 'authorize_virtual_chunk_access={"s3://private/": icelite.s3_credentials(from_env=True)}'
+    bucket = f"s3://{s3_server.private}/"
+    grant = f'authorize_virtual_chunk_access={{"{bucket}": icelite.s3_credentials(from_env=True)}}'
     repo = Repository.open(private.catalog)
     opened = [
         lambda: xr.open_dataset(private.catalog).load(),
@@ -603,7 +604,8 @@ def test_nothing_was_authorised(s3_server: Any, private: Month, caplog: pytest.L
 
 
 def test_another_prefix_was_authorised(s3_server: Any, private: Month, caplog: pytest.LogCaptureFixture) -> None:
-    for prefix in ("s3://privat/", "s3://private/v2/", "s3://private/v2.1/oisst"):
+    bucket = f"s3://{s3_server.private}"
+    for prefix in (f"{bucket[:-1]}/", f"{bucket}/v2/", f"{bucket}/v2.1/oisst"):
         access = {prefix: icelite.s3_credentials(**s3_server.keys, **s3_server.place)}
         repo = Repository.open(private.catalog, authorize_virtual_chunk_access=access)
         error = refusal(lambda repo=repo: xr.open_dataset(repo).load(), caplog)  # type: ignore[misc]
@@ -626,11 +628,11 @@ def test_references_are_not_written_with_wrong_keys(
     assert not session.has_uncommitted_changes
 
 
-def test_references_need_a_container(private: Month, caplog: pytest.LogCaptureFixture) -> None:
+def test_references_need_a_container(s3_server: Any, private: Month, caplog: pytest.LogCaptureFixture) -> None:
     session = Repository.create(StorageConfig.memory()).writable_session("main")
     error = refusal(lambda: to_icelite(private.dataset, session.store), caplog)
     assert error.kind == "no-container-for-virtual-chunk"
-    assert 'icelite.VirtualChunkContainer("s3://private/")' in str(error)
+    assert f'icelite.VirtualChunkContainer("s3://{s3_server.private}/")' in str(error)
     assert not session.has_uncommitted_changes
 
 

@@ -15,20 +15,30 @@ import pytest
 
 import icelite.catalog
 from icelite.catalog.bundling import CREATE_RANGES
-from icelite.catalog.checks import schema_text
+from icelite.catalog.checks import harden, schema_text
 from icelite.catalog.database import Catalog
+from icelite.catalog.guards import guard
+from icelite.errors import FormatError
 from icelite.repository import Repository
 from icelite.storage import in_memory_storage
 
 PACKAGE = Path(icelite.catalog.__file__).parent.parent
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|PRAGMA|BEGIN|COMMIT|ROLLBACK|ATTACH)\b")
 FRAGMENTS = {"LINEAGE"}  # what other statements begin with
-BEFORE_THE_DOORS_CLOSE = {"SELECT_SCHEMA", "CHECK_INTEGRITY", "INTEGRITY_CHECK", "ATTACH_CHANGE_SET"}
+BEFORE_THE_DOORS_CLOSE = {
+    "SELECT_SCHEMA",
+    "CHECK_INTEGRITY",
+    "INTEGRITY_CHECK",
+    "ATTACH_CHANGE_SET",
+    "SELECT_TABLES",  # of a schema in memory
+    "SELECT_COLUMNS",
+}
 
 # Read the whole of a table on purpose: every snapshot's nodes for a listing of everything, all snapshots or names
 # where all were asked for, or (staged.chunk_ref) what this very session wrote.
 SCANS = {
     "prepared.IS_CHANGE_SET_USED": "staged.chunk_ref",  # stops at the first row
+    "remote.SELECT_NEWEST_OPERATION": "operation",  # stops at the first row
     "nodes.SELECT_ALL_NODES": "n",
     "chunks.SELECT_SOURCES": "n",
     "locations.SELECT_NUMBERED_LOCATIONS": "l",
@@ -160,6 +170,76 @@ def test_no_statement_reads_a_whole_table_that_grows_with_history(connection: ap
         scanned = re.fullmatch(r"SCAN (.*?)( USING .*)?", step)
         if scanned and not re.fullmatch(harmless, scanned[1]):
             assert SCANS.get(name) == scanned[1], step
+
+
+# -- catalogs read by ranges -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare_and_guarded() -> Iterator[tuple[apsw.Connection, apsw.Connection]]:
+    bare, guarded = apsw.Connection(":memory:"), apsw.Connection(":memory:")
+    for connection in (bare, guarded):
+        connection.execute(schema_text())
+        harden(connection)
+    guard(guarded, "x")
+    yield bare, guarded
+    bare.close()
+    guarded.close()
+
+
+READING = {
+    name: sql
+    for name, sql in QUERIES.items()
+    if "staged." not in sql and "temp." not in sql and re.match(r"\s*(SELECT|WITH)\b", sql)
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_the_rules_of_the_schema_do_not_change_how_rows_are_found(
+    bare_and_guarded: tuple[apsw.Connection, apsw.Connection], name: str
+) -> None:
+    """But that a covering index does not suffice: the rules look at the whole row."""
+
+    def steps(connection: apsw.Connection) -> list[str]:
+        found = (
+            re.sub(r" COVERING(?! INDEX \(\w+=\?\))|\(subquery-\d+\)", "", step)
+            for step in plan(connection, READING[name])
+        )
+        return [re.sub(r"^(SCAN|SEARCH) \S+(?= USING|$)", r"\1", step) for step in found]
+
+    bare, guarded = bare_and_guarded
+    assert steps(guarded) == steps(bare)
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "fits"),
+    [
+        ("branch", ("main", 1), True),
+        ("branch", ("main", "1x"), False),
+        ("branch", (b"main", 1), False),
+        ("branch", ("main", None), False),
+        ("tag", ("v1", None), True),
+        ("tag", ("v1", 1.5), False),
+        ("segment", (3, 1, 2), True),
+        ("segment", (3, None, None), True),
+        ("segment", (3, 3, 3), False),
+        ("segment", (3, 1, None), False),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_an_error(table: str, values: tuple[object, ...], fits: bool) -> None:
+    connection = apsw.Connection(":memory:")
+    lax = re.sub(r"--[^\n]*|\b(INTEGER(?! PRIMARY)|TEXT)\b|\bNOT NULL\b|\bSTRICT\s*,?", "", schema_text())
+    connection.execute(lax)
+    connection.pragma("ignore_check_constraints", True)
+    connection.execute(f"INSERT INTO main.{table} VALUES ({', '.join('?' * len(values))})", values)
+    guard(connection, "https://host/x.icelite")
+    if fits:
+        assert connection.execute(f"SELECT * FROM {table}").fetchall() == [values]
+        return
+    for question in (f"SELECT * FROM {table}", f"SELECT count(*) FROM {table}"):
+        with pytest.raises(FormatError, match=f"'https://host/x.icelite' .* its table {table} breaks") as caught:
+            connection.execute(question).fetchall()
+        assert caught.value.kind == "corrupt"
 
 
 # -- where SQL may stand ---------------------------------------------------------------------------------------
