@@ -131,7 +131,9 @@ class WrittenRefs(NamedTuple):
     segments: frozenset[int]
 
 
-def scan_versions(txn: Transaction, node_id: int, place: Place) -> tuple[dict[int, WrittenRefs], Place | None]:
+def scan_versions(
+    txn: Transaction, node_id: int, place: Place, limit: int = ROWS_AT_ONCE
+) -> tuple[dict[int, WrittenRefs], Place | None]:
     """Some of the references of an array, whichever snapshot wrote them, summed up by its number.
 
     Parameters
@@ -144,7 +146,7 @@ def scan_versions(txn: Transaction, node_id: int, place: Place) -> tuple[dict[in
     tuple
         The sums, and the place to go on from; None at the end.
     """
-    row = txn.row(SCAN_VERSIONS, (node_id, *place, ROWS_AT_ONCE))
+    row = txn.row(SCAN_VERSIONS, (node_id, *place, limit))
     if row is None or row[0] is None:
         return {}, None
     chunks = split_positions(row[0], f"array {node_id}")
@@ -163,7 +165,7 @@ def scan_versions(txn: Transaction, node_id: int, place: Place) -> tuple[dict[in
         number: WrittenRefs(rows_of, total & SUM_MASK, frozenset(segments[number]))
         for number, rows_of, total in zip(numbers.tolist(), counts.tolist(), totals.tolist(), strict=True)
     }
-    return found, None if len(chunks) < ROWS_AT_ONCE else (chunks[-1], int(seqs[-1]))
+    return found, None if len(chunks) < limit else (chunks[-1], int(seqs[-1]))
 
 
 def next_array(txn: Transaction, node_id: int) -> int | None:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import google_crc32c
 
 from icelite.catalog.changes import unpack_chunks
-from icelite.catalog.database import Catalog, Row, Transaction
+from icelite.catalog.checksums import row_crc
+from icelite.catalog.database import Row, Transaction
+from icelite.catalog.pace import Pace
 from icelite.errors import FormatError
 
 _IN_ITS_SEGMENT = """
@@ -79,27 +81,39 @@ WHERE n.metadata IS NOT NULL AND o.metadata IS NOT NULL
 SELECT '/' || n.path, 'was changed by snapshot ' || n.seq || ', which has no note of it' FROM node n
 WHERE n.metadata IS NOT NULL AND NOT EXISTS (SELECT 1 FROM change c WHERE c.seq = n.seq AND c.node_id = n.node_id)
 """,
+    "usage_segment": _IN_ITS_SEGMENT.format(table="usage", subject="'file ' || r.location_id"),
+    "usage_location": """
+SELECT 'file ' || u.location_id, 'has a history in snapshot ' || u.seq || ', but is no virtual file' FROM usage u
+LEFT JOIN location l ON l.id = u.location_id WHERE l.id IS NULL OR l.kind <> 2
+""",
+}
+
+# Those about references, of which there may be very many: for the chunks from ?2 up to ?3 of the array ?1.
+_BLOCK = " r.node_id = ?1 AND r.chunk >= ?2 AND r.chunk <= ?3 "
+BLOCK_RULES = {
     "chunk_ref_segment": _IN_ITS_SEGMENT.format(
         table="chunk_ref", subject="'chunk ' || r.chunk || ' of node ' || r.node_id"
-    ),
-    "chunk_ref_node": """
-SELECT 'chunk ' || chunk || ' of node ' || node_id, 'the node does not exist' FROM chunk_ref
-WHERE node_id NOT IN (SELECT node_id FROM node)
+    ).replace("WHERE", "WHERE" + _BLOCK + "AND (")
+    + ")",
+    "chunk_ref_node": f"""
+SELECT 'chunk ' || r.chunk || ' of node ' || r.node_id, 'the node does not exist' FROM chunk_ref r
+WHERE {_BLOCK} AND NOT EXISTS (SELECT 1 FROM node WHERE node_id = ?1)
 """,
-    "chunk_ref_chunk": """
-SELECT 'chunk ' || chunk || ' of node ' || node_id, 'is not the text of a grid position' FROM chunk_ref
-WHERE '/' || chunk || '/' GLOB '*[^0-9/]*' OR (chunk <> '' AND '/' || chunk || '/' GLOB '*//*')
-  OR '/' || chunk GLOB '*/0[0-9]*'
+    "chunk_ref_chunk": f"""
+SELECT 'chunk ' || r.chunk || ' of node ' || r.node_id, 'is not the text of a grid position' FROM chunk_ref r
+WHERE {_BLOCK} AND ('/' || r.chunk || '/' GLOB '*[^0-9/]*'
+  OR (r.chunk <> '' AND '/' || r.chunk || '/' GLOB '*//*') OR '/' || r.chunk GLOB '*/0[0-9]*')
 """,
-    "chunk_ref_location": """
-SELECT 'chunk ' || chunk || ' of node ' || node_id, 'is in location ' || location_id || ', which does not exist'
-FROM chunk_ref WHERE location_id IS NOT NULL AND location_id NOT IN (SELECT id FROM location)
+    "chunk_ref_location": f"""
+SELECT 'chunk ' || r.chunk || ' of node ' || r.node_id, 'is in location ' || r.location_id || ', which does not exist'
+FROM chunk_ref r
+WHERE {_BLOCK} AND r.location_id IS NOT NULL AND r.location_id NOT IN (SELECT id FROM location)
 """,
-    "chunk_ref_payload": """
+    "chunk_ref_payload": f"""
 SELECT 'chunk ' || r.chunk || ' of node ' || r.node_id,
   'has ' || r.length || ' bytes in payload ' || r.offset || ', which has ' || coalesce(length(p.data), 'none at all')
 FROM chunk_ref r LEFT JOIN payload p ON p.id = r.offset
-WHERE r.location_id = 1 AND (p.id IS NULL OR length(p.data) <> r.length)
+WHERE {_BLOCK} AND r.location_id = 1 AND (p.id IS NULL OR length(p.data) <> r.length)
 """,
 }
 
@@ -113,15 +127,51 @@ SELECT_JSON = {
 SELECT_PARENTS = """
 SELECT s.id, s.seg, s.seq, p.id, p.seg, p.seq FROM snapshot s JOIN snapshot p ON p.seq = s.parent_seq
 """
-SELECT_METADATA = """
-SELECT path, seq, zarr_format, metadata FROM node
-WHERE (path, seq) > (?1, ?2) AND metadata IS NOT NULL ORDER BY path, seq LIMIT ?3
+# Every row of the tables whose rows have a checksum, a few at a time: the columns it covers, then the checksum.
+ROWS = {
+    "setting": "SELECT name, value, crc32c FROM setting WHERE name > ?1 ORDER BY name LIMIT ?2",
+    "segment": "SELECT seg, parent_seg, fork_seq, crc32c FROM segment WHERE seg > ?1 ORDER BY seg LIMIT ?2",
+    "operation": "SELECT id, done_at, kind, detail, crc32c FROM operation WHERE id > ?1 ORDER BY id LIMIT ?2",
+    "snapshot": """
+SELECT seq, seg, id, parent_seq, written_at, message, metadata, crc32c FROM snapshot
+WHERE seq > ?1 ORDER BY seq LIMIT ?2
+""",
+    "branch": "SELECT name, seq, crc32c FROM branch WHERE name > ?1 ORDER BY name LIMIT ?2",
+    "tag": "SELECT name, seq, crc32c FROM tag WHERE name > ?1 ORDER BY name LIMIT ?2",
+    "container": "SELECT id, name, url_prefix, options, crc32c FROM container WHERE id > ?1 ORDER BY id LIMIT ?2",
+    "location": """
+SELECT id, kind, container_id, path, size, etag, modified_at, crc32c FROM location WHERE id > ?1 ORDER BY id LIMIT ?2
+""",
+    "node": """
+SELECT path, seq, seg, node_id, zarr_format, metadata, crc32c FROM node
+WHERE (path, seq) > (?1, ?2) ORDER BY path, seq LIMIT ?3
+""",
+    "change": """
+SELECT seq, node_id, seg, node_change, chunks, refs_sum, crc32c FROM change
+WHERE (seq, node_id) > (?1, ?2) ORDER BY seq, node_id LIMIT ?3
+""",
+    "usage": """
+SELECT location_id, seq, seg, refs, crc32c FROM usage
+WHERE (location_id, seq) > (?1, ?2) ORDER BY location_id, seq LIMIT ?3
+""",
+}
+FIRST_KEYS = {
+    **dict.fromkeys(ROWS, (-1,)),
+    **dict.fromkeys(("setting", "branch", "tag"), ("",)),
+    "node": ("", -1),
+    "change": (-1, -1),
+    "usage": (-1, -1),
+}
+SELECT_UPKEEP = "SELECT coalesce(max(id), 0) FROM operation WHERE kind IN ('GCRan', 'ObjectsRepacked')"
+SELECT_HORIZON = "SELECT coalesce(max(id), 0) FROM operation"
+SELECT_NAMES = """
+SELECT 'branch', b.name, s.id FROM branch b LEFT JOIN snapshot s ON s.seq = b.seq
+UNION ALL SELECT 'tag', t.name, s.id FROM tag t LEFT JOIN snapshot s ON s.seq = t.seq WHERE t.seq IS NOT NULL
 """
-SELECT_CHANGED = """
-SELECT seq, node_id, chunks FROM change WHERE (seq, node_id) > (?1, ?2) AND chunks IS NOT NULL
-ORDER BY seq, node_id LIMIT ?3
+SELECT_SNAPSHOT_IDS = "SELECT id FROM snapshot ORDER BY seq"
+SELECT_BLOCK_END = """
+SELECT max(chunk) FROM (SELECT chunk FROM chunk_ref WHERE node_id = ?1 AND chunk >= ?2 ORDER BY chunk LIMIT ?3)
 """
-SELECT_REF_COUNTS = "SELECT seq, node_id, count(*) FROM chunk_ref GROUP BY seq, node_id"
 NAMES_AT_ONCE = 500
 COUNT_NAMED = (
     "SELECT count(*) FROM chunk_ref WHERE node_id = ?1 AND seq = ?2 AND chunk IN ("
@@ -129,21 +179,21 @@ COUNT_NAMED = (
     + ")"
 )
 SELECT_PAYLOADS = "SELECT id, length(data), crc32c FROM payload WHERE id > ?1 ORDER BY id LIMIT ?2"
+SELECT_PAYLOAD_SIZE = "SELECT length(data) FROM payload WHERE id = ?"
 
-ROWS_AT_ONCE = 100
-PIECE_BYTES = 8 << 20
+ROWS_AT_ONCE = 500
+REFS_AT_ONCE = 5_000
+PIECE_BYTES = 1 << 20
 
 
-def find_broken(catalog: Catalog, rule: str) -> list[Row]:
+def find_broken(txn: Transaction, rule: str) -> list[Row]:
     """Subject and fault of everything that breaks one of the `RULES`."""
-    with catalog.read() as txn:
-        return txn.rows(RULES[rule])
+    return txn.rows(RULES[rule])
 
 
-def list_json(catalog: Catalog, name: str) -> list[Row]:
+def list_json(txn: Transaction, name: str) -> list[Row]:
     """Subject and value of a column of JSON objects."""
-    with catalog.read() as txn:
-        return txn.rows(SELECT_JSON[name])
+    return txn.rows(SELECT_JSON[name])
 
 
 def list_parents(txn: Transaction) -> list[Row]:
@@ -151,56 +201,115 @@ def list_parents(txn: Transaction) -> list[Row]:
     return txn.rows(SELECT_PARENTS)
 
 
-def scan_metadata(catalog: Catalog) -> Iterator[Row]:
-    """Path, snapshot number, Zarr format and metadata of every state of every node."""
-    place: tuple[str, int] = ("", -1)
-    while rows := _some(catalog, SELECT_METADATA, (*place, ROWS_AT_ONCE)):
+def list_names(txn: Transaction) -> list[Row]:
+    """What it is, name and snapshot id of every branch and tag."""
+    return txn.rows(SELECT_NAMES)
+
+
+def list_snapshot_ids(txn: Transaction) -> list[str]:
+    """The ids of all snapshots, oldest first."""
+    return [snapshot_id for (snapshot_id,) in txn.rows(SELECT_SNAPSHOT_IDS)]
+
+
+def last_upkeep(txn: Transaction) -> int:
+    """The number of the last operation that changed references of snapshots that were there before."""
+    return int((txn.row(SELECT_UPKEEP) or (0,))[0])
+
+
+def last_operation(txn: Transaction) -> int:
+    """The number of the last operation of all: every row of a later snapshot has a greater one."""
+    return int((txn.row(SELECT_HORIZON) or (0,))[0])
+
+
+def scan_rows(pace: Pace, table: str) -> Iterator[Row]:
+    """Every row of a table that has checksums, the columns in the order in which the checksum covers them."""
+    place = FIRST_KEYS[table]
+    while rows := _some(pace, ROWS[table], (*place, ROWS_AT_ONCE)):
         yield from rows
-        place = rows[-1][0], rows[-1][1]
+        place = rows[-1][: len(place)]
 
 
-def scan_changed_chunks(catalog: Catalog) -> Iterator[tuple[int, int, int | None]]:
-    """Snapshot number, node id, and how many references there are of the chunks that a change lists.
+def is_sound(row: Row) -> bool:
+    """Whether a row of `scan_rows` has the checksum that it was written with, or none."""
+    return row[-1] is None or row[-1] == row_crc(*row[:-1])
 
-    None where the list cannot be read.
+
+def find_broken_refs(txn: Transaction, node_id: int, start: str) -> tuple[list[tuple[str, Row]], str | None]:
+    """What breaks a rule among some references of an array: the rule, with subject and fault.
+
+    Returns
+    -------
+    tuple
+        The findings in the block of chunks that begins at ``start``, and the chunk that the block ends with; None
+        where there are no more.
     """
-    place = (-1, -1)
-    while rows := _some(catalog, SELECT_CHANGED, (*place, ROWS_AT_ONCE)):
-        for seq, node_id, packed in rows:
-            try:
-                chunks = unpack_chunks(packed)
-            except FormatError:
-                yield seq, node_id, None
-                continue
-            found = 0
-            for start in range(0, len(chunks), NAMES_AT_ONCE):
-                names = chunks[start : start + NAMES_AT_ONCE]
-                names += names[-1:] * (NAMES_AT_ONCE - len(names))  # IN counts a name once
-                found += _some(catalog, COUNT_NAMED, (node_id, seq, *names))[0][0]
-            yield seq, node_id, found
-        place = rows[-1][0], rows[-1][1]
+    row = txn.row(SELECT_BLOCK_END, (node_id, start, REFS_AT_ONCE))
+    if row is None or row[0] is None:
+        return [], None
+    block = (node_id, start, row[0])
+    return [(rule, found) for rule, sql in BLOCK_RULES.items() for found in txn.rows(sql, block)], str(row[0])
 
 
-def count_refs(catalog: Catalog) -> dict[tuple[int, int], int]:
-    """How many references each snapshot wrote to each node, by snapshot number and node id."""
-    return {(seq, node_id): count for seq, node_id, count in _some(catalog, SELECT_REF_COUNTS, ())}
+def count_listed(pace: Pace, seq: int, node_id: int, packed: bytes) -> int | None:
+    """How many references there are of the chunks that a change lists; None where the list cannot be read."""
+    try:
+        chunks = unpack_chunks(packed)
+    except FormatError:
+        return None
+    found = 0
+    for start in range(0, len(chunks), NAMES_AT_ONCE):
+        names = chunks[start : start + NAMES_AT_ONCE]
+        names += names[-1:] * (NAMES_AT_ONCE - len(names))  # IN counts a name once
+        found += _some(pace, COUNT_NAMED, (node_id, seq, *names))[0][0]
+    return found
 
 
-def scan_damaged_payloads(catalog: Catalog) -> Iterator[int]:
-    """Ids of the payloads whose bytes are not those that were written; read in pieces."""
+def scan_damaged_payloads(pace: Pace) -> Iterator[int]:
+    """Ids of the payloads whose bytes are not those that were written; read in pieces.
+
+    One that is collected meanwhile is no damage.
+    """
     start = -1
-    while rows := _some(catalog, SELECT_PAYLOADS, (start, ROWS_AT_ONCE)):
-        for payload_id, length, expected in rows:
-            crc = 0
-            for offset in range(0, length, PIECE_BYTES):
-                with catalog.read() as txn:
-                    piece = txn.read_blob("payload", "data", payload_id, offset, min(PIECE_BYTES, length - offset))
-                crc = google_crc32c.extend(crc, piece)
-            if crc != expected:
-                yield payload_id
-        start = rows[-1][0]
+    while rows := _some(pace, SELECT_PAYLOADS, (start, ROWS_AT_ONCE)):
+        places = [(row[0], row[1], row[2]) for row in rows]
+        start = places[-1][0]
+        while places:
+            yield from _damaged(pace, places)
 
 
-def _some(catalog: Catalog, sql: str, bindings: tuple[object, ...]) -> list[Row]:
-    with catalog.read() as txn:
+def _damaged(pace: Pace, places: list[tuple[int, int, int]]) -> Iterator[int]:
+    """Check the first payloads of a list, about `PIECE_BYTES` of them in one transaction, and take them off it."""
+    size = 0
+    found: list[int] = []
+    with pace.read() as txn:
+        while places and (size == 0 or size + places[0][1] <= PIECE_BYTES) and places[0][1] <= PIECE_BYTES:
+            payload_id, length, expected = places.pop(0)
+            size += length
+            data = _piece(txn, payload_id, length, 0, length)
+            if data is not None and google_crc32c.value(data) != expected:
+                found.append(payload_id)
+    yield from found
+    if places and places[0][1] > PIECE_BYTES:
+        payload_id, length, expected = places.pop(0)
+        crc = 0
+        for offset in range(0, length, PIECE_BYTES):
+            with pace.read() as txn:
+                piece = _piece(txn, payload_id, length, offset, min(PIECE_BYTES, length - offset))
+            if piece is None:
+                return
+            crc = google_crc32c.extend(crc, piece)
+        if crc != expected:
+            yield payload_id
+
+
+def _piece(txn: Transaction, payload_id: int, length: int, start: int, size: int) -> bytes | None:
+    """Bytes of a payload; None when it is not there any more."""
+    row = txn.row(SELECT_PAYLOAD_SIZE, (payload_id,))
+    if row is None or row[0] != length:
+        return None
+    return txn.read_blob("payload", "data", payload_id, start, size) if size else b""
+
+
+def _some(pace: Pace, sql: str, bindings: tuple[object, ...]) -> list[Row]:
+    with pace.read() as txn:
         return txn.rows(sql, bindings)

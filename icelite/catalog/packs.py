@@ -23,6 +23,7 @@ SELECT_NATIVE_REFS = """
 SELECT node_id, chunk, seq, location_id, offset, length FROM chunk_ref
 WHERE location_id IN (SELECT id FROM location WHERE kind = 1)
 """
+SELECT_NAMED = "SELECT 1 FROM location WHERE id = ? AND kind = 1"
 UPDATE_REF = "UPDATE chunk_ref SET location_id = ?1, offset = ?2 WHERE node_id = ?3 AND chunk = ?4 AND seq = ?5"
 
 
@@ -44,6 +45,11 @@ def list_packs(txn: Transaction) -> list[Pack]:
 def list_extents(txn: Transaction) -> list[tuple[int, int, int]]:
     """Location, offset and length in bytes of every part of an object that a reference names, in this order."""
     return [(location_id, offset, length) for location_id, offset, length in txn.rows(SELECT_EXTENTS)]
+
+
+def is_named(txn: Transaction, location_id: int) -> bool:
+    """Whether there is a native object with this number."""
+    return txn.row(SELECT_NAMED, (location_id,)) is not None
 
 
 def move_extents(txn: Transaction, moved: Mapping[tuple[int, int, int], tuple[int, int]]) -> None:

@@ -15,7 +15,7 @@ from icelite.payload import Payloads
 from icelite.virtual import VirtualAccess
 
 if TYPE_CHECKING:
-    from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problem, Progress, Repacking
+    from icelite.types import ChunkStorageStats, Compaction, GCSummary, Problems, Progress, Repacking
 
 
 class Maintenance:
@@ -128,12 +128,30 @@ class Maintenance:
         payloads = Payloads(self._catalog, self._access, self._objects)
         return ops.repack.repack(self._catalog, payloads, native, min_live, progress)
 
-    def verify(self) -> list[Problem]:
+    def verify(self, *, objects: str | None = None) -> Problems:
         """Check every rule of the file format; what is wrong, and nothing when all is well.
 
-        It reads the whole file. Virtual sources are not looked at.
+        It reads the whole file, and lets others write meanwhile. Virtual sources are not looked at
+        (`verify_sources`).
+
+        Parameters
+        ----------
+        objects
+            ``"list"``: native objects are there and as long as they were. ``"read"``: besides, every chunk in them is
+            read and has its checksum. By default they are not looked at.
+
+        Returns
+        -------
+        Problems
+            A list, empty when all is well, that also says which branches, tags and snapshots were looked at.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-argument``.
         """
-        return ops.verify.verify(self._catalog)
+        payloads = Payloads(self._catalog, self._access, self._objects)
+        return ops.verify.verify(self._catalog, objects, payloads, self._objects)
 
     def chunk_storage_stats(
         self,

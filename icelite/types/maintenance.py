@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Progress = Callable[[int, int], None]  # called with (steps done, steps in all) while something long runs
@@ -117,6 +117,44 @@ class Problem:
     check: str
     subject: str
     detail: str
+
+
+class Problems(list[Problem]):
+    """What `Repository.verify` found wrong: an empty list when all is well, with what it looked at.
+
+    Attributes
+    ----------
+    branches, tags
+        Name to the id of its snapshot, when the check began.
+    snapshots
+        The ids of all snapshots then, oldest first.
+    objects
+        The number of native objects that were looked at; None where that was not asked for.
+    """
+
+    branches: Mapping[str, str]
+    tags: Mapping[str, str]
+    snapshots: Sequence[str]
+    objects: int | None
+
+    def __init__(
+        self,
+        found: Iterable[Problem] = (),
+        *,
+        branches: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        snapshots: Sequence[str] = (),
+        objects: int | None = None,
+    ) -> None:
+        super().__init__(found)
+        self.branches = dict(branches or {})
+        self.tags = dict(tags or {})
+        self.snapshots = list(snapshots)
+        self.objects = objects
+
+    def __repr__(self) -> str:
+        looked = f"{len(self.branches)} branches, {len(self.tags)} tags, {len(self.snapshots)} snapshots"
+        return f"<icelite.Problems {list(self)!r} in {looked}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import zarr
 
 import icelite
 from icelite.catalog.checks import schema_text
-from icelite.catalog.invariants import RULES
+from icelite.catalog.invariants import BLOCK_RULES, RULES
 from icelite.errors import ErrorKind
 from icelite.types import UpdateType
 
@@ -129,7 +129,7 @@ def broken(connection: sqlite3.Connection) -> list[str]:
 
 
 def test_every_rule_is_explained() -> None:
-    assert RULES.keys() | {"snapshot_lineage", "change_chunks", "file_pages"} == rules().keys()
+    assert RULES.keys() | BLOCK_RULES.keys() | {"snapshot_lineage", "change_chunks", "file_pages"} == rules().keys()
 
 
 def test_every_kind_of_operation_is_listed() -> None:
@@ -225,6 +225,8 @@ BREAKS = {
     "node_segment": "UPDATE node SET seg = 6 WHERE seq = 2",
     "chunk_ref_segment": "UPDATE chunk_ref SET seq = 77 WHERE seq = 6",
     "change_segment": "UPDATE change SET seg = 2 WHERE seq = 5",
+    "usage_segment": "UPDATE usage SET seg = 6",
+    "usage_location": "UPDATE usage SET location_id = 1 WHERE seq = 5",
     "node_id": "UPDATE node SET node_id = 1 WHERE seq = 2",
     "change_node": "DELETE FROM change WHERE seq = 7",
     "change_chunks": "UPDATE change SET chunks = NULL WHERE seq = 6",

@@ -407,3 +407,28 @@ def test_a_flipped_byte_far_away_is_an_error(values: np.ndarray) -> None:
     for read_it in (lambda: asyncio.run(store.get("x/c/19")), lambda: read(repo)):
         with pytest.raises(FormatError, match="damaged"):
             read_it()
+
+
+@pytest.mark.parametrize("objects", ["list", "read"])
+def test_verify_finds_missing_short_and_damaged_objects(tmp_path: Path, values: np.ndarray, objects: str) -> None:
+    repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
+    for name in ("x", "y", "z"):
+        write(repo, values, name)
+    found = repo.verify(objects=objects)
+    assert (found, found.objects) == ([], 3)
+    gone, short, damaged = files(tmp_path / "chunks")
+    gone.unlink()
+    short.write_bytes(short.read_bytes()[:-1])
+    damaged.write_bytes(bytes([255, *damaged.read_bytes()[1:]]))
+    assert repo.verify() == []
+    problems = repo.verify(objects=objects)
+    named = {problem.subject.rpartition("/")[2] for problem in problems}
+    assert named == {gone.name, short.name} | ({damaged.name} if objects == "read" else set())
+    assert {problem.check for problem in problems} == {f"objects_{objects}"}
+
+
+def test_verify_with_objects_asked_for_wrongly(tmp_path: Path) -> None:
+    repo = Repository.create(tmp_path / "a.icelite")
+    assert repo.verify(objects="read") == []
+    with pytest.raises(InvalidInputError, match="'list' or 'read'"):
+        repo.verify(objects="all")

@@ -10,16 +10,17 @@ from typing import Any
 import apsw
 import pytest
 
+from icelite.catalog import invariants
 from icelite.catalog.database import Catalog
-from icelite.ops.verify import CHECKS, verify
+from icelite.ops.verify import CHECKS, REF_CHECKS, verify
 from icelite.storage import as_storage
-from icelite.types import Problem
+from icelite.types import INITIAL_SNAPSHOT_ID, Problem
 
 PACKED = zlib.compress(b"0\n1\n2").hex()
 NEW_REF = "INSERT INTO chunk_ref SELECT node_id, '{}', seq, seg, location_id, offset, length FROM chunk_ref LIMIT 1"
 
 TABLES = ["setting", "segment", "operation", "snapshot", "branch", "tag", "container", "location", "node", "change"]
-TABLES += ["payload", "chunk_ref"]
+TABLES += ["payload", "chunk_ref", "usage"]
 
 # Check to the statement that breaks its rule, and what the finding must say.
 BREAKS = {
@@ -55,6 +56,20 @@ BREAKS = {
     "chunk_ref_chunk": (NEW_REF.format("01"), "chunk 01"),
     "chunk_ref_location": ("UPDATE chunk_ref SET location_id = 99 WHERE location_id = 2", "location 99"),
     "chunk_ref_payload": ("DELETE FROM payload WHERE id = 1", "payload 1"),
+    "usage_segment": ("UPDATE usage SET seg = 99", "segment 99"),
+    "usage_location": ("UPDATE usage SET location_id = 1", "no virtual file"),
+    "change_refs": ("UPDATE chunk_ref SET length = length + 1 WHERE location_id = 2", "not as they were written"),
+    "setting_crc": ("UPDATE setting SET value = '[]' WHERE name = 'config'", "setting 'config'"),
+    "segment_crc": ("UPDATE segment SET fork_seq = fork_seq + 1 WHERE parent_seg IS NOT NULL", "segment"),
+    "operation_crc": ("UPDATE operation SET kind = 'NewCommif' WHERE id = 2", "operation 2"),
+    "snapshot_crc": ("UPDATE snapshot SET message = 'works' WHERE seq = 2", "snapshot 2"),
+    "branch_crc": ("UPDATE branch SET seq = 2 WHERE name = 'fork'", "branch 'fork'"),
+    "tag_crc": ("UPDATE tag SET seq = 2 WHERE name = 'v1'", "tag 'v1'"),
+    "container_crc": ("UPDATE container SET name = 'other'", "container 1"),
+    "location_crc": ("UPDATE location SET size = 11 WHERE id = 2", "location 2"),
+    "node_crc": ("UPDATE node SET metadata = replace(metadata, '9', '8') WHERE path = 'x'", "node 'x'"),
+    "change_crc": ("UPDATE change SET node_change = 2 WHERE seq = 3", "change 3"),
+    "usage_crc": ("UPDATE usage SET refs = 2", "usage 2"),
     "payload_crc": ("UPDATE payload SET data = CAST(x'00' || substr(data, 2) AS BLOB) WHERE id = 2", "payload 2"),
 }
 
@@ -104,7 +119,7 @@ def test_a_sound_catalog(copy: Path) -> None:
 
 
 def test_every_check_has_its_test() -> None:
-    assert BREAKS.keys() | {"file_pages"} == CHECKS.keys()
+    assert BREAKS.keys() | {"file_pages"} == CHECKS.keys() | set(REF_CHECKS)
 
 
 @pytest.mark.parametrize("check", BREAKS)
@@ -116,13 +131,13 @@ def test_each_check_finds_what_breaks_its_rule(copy: Path, check: str) -> None:
 
 
 def test_lists_of_changes_that_cannot_be_read(copy: Path) -> None:
-    found = problems_after(copy, "UPDATE change SET chunks = x'00' WHERE seq = 3 AND chunks IS NOT NULL")
+    found = problems_after(copy, "UPDATE change SET chunks = x'00', crc32c = NULL WHERE seq = 3 AND chunks IS NOT NULL")
     assert {problem.check for problem in found} == {"change_chunks"}
     assert len(found) == 2  # one for each array
 
 
 def test_metadata_of_the_older_format(copy: Path) -> None:
-    found = problems_after(copy, "UPDATE node SET zarr_format = 2 WHERE path = 'x'")
+    found = problems_after(copy, "UPDATE node SET zarr_format = 2, crc32c = NULL WHERE path = 'x'")
     assert [(problem.check, problem.subject) for problem in found] == [("node_metadata", "/x")]
 
 
@@ -154,9 +169,38 @@ def test_several_faults_of_one_kind_are_all_found(copy: Path) -> None:
 
 
 def test_long_payloads_are_read_in_pieces(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from icelite.catalog import invariants
-
     workbench.commit({"x/zarr.json": workbench.array(3), "x/c/0": b"0123456789", "x/c/1": b"", "x/c/2": b"1234"})
     for name, value in (("PIECE_BYTES", 4), ("ROWS_AT_ONCE", 1)):
         monkeypatch.setattr(invariants, name, value)
     assert workbench.repository.verify() == []
+
+
+def test_what_was_looked_at(workbench: Any) -> None:
+    ids = [workbench.commit({"x/zarr.json": workbench.array(3)})]
+    ids.append(workbench.commit({"x/c/0": b"0"}))
+    workbench.repository.create_tag("v1", ids[0])
+    found = workbench.repository.verify()
+    assert found == []
+    assert (found.branches, found.tags) == ({"main": ids[1]}, {"v1": ids[0]})
+    assert found.snapshots == [INITIAL_SNAPSHOT_ID, *ids]
+    assert found.objects is None
+
+
+def test_a_row_changed_by_hand_may_say_so(copy: Path) -> None:
+    assert problems_after(copy, "UPDATE snapshot SET message = 'better', crc32c = NULL WHERE seq = 2") == []
+
+
+SWAP = "UPDATE chunk_ref SET offset = (SELECT sum(offset) FROM chunk_ref r WHERE r.node_id = 3 AND r.seq = 3) - offset"
+
+
+def test_references_that_changed_places_are_found(copy: Path) -> None:
+    """Each row by itself could be right."""
+    found = problems_after(copy, SWAP + " WHERE node_id = 3 AND seq = 3")
+    assert {problem.check for problem in found} == {"chunk_ref_payload", "change_refs"}
+
+
+def test_references_are_compared_in_blocks(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invariants, "REFS_AT_ONCE", 1)
+    assert problems_after(copy) == []
+    found = problems_after(copy, "UPDATE chunk_ref SET location_id = 99 WHERE chunk = '7'")
+    assert [problem.check for problem in found] == ["chunk_ref_location", "change_refs"]
