@@ -11,11 +11,14 @@ Invariants
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise, product
@@ -23,16 +26,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from dask import config, multiprocessing
 from dask._task_spec import List, Task, TaskRef
-from dask.base import compute, optimize
+from dask.base import compute, get_scheduler, optimize
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.system import CPU_COUNT
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from icelite.change_set import ChunkPlace, take_places, write_bytes
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.interrupts import end_with_parent, heard_interrupts
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.session import ForkSession, Session
@@ -97,12 +103,42 @@ def store_dask(
     workshop = delayed(Workshop(token, pickle.dumps(fork)), pure=True)
     written = [_delay(workshop, plan, f"icelite-{token}-{number}") for number, plan in enumerate(plans)]
     try:
-        results: tuple[list[_Written], ...] = compute(*written, **store_kwargs)  # type: ignore[no-untyped-call]
+        with heard_interrupts(), _stoppable(store_kwargs) as options:
+            results: tuple[list[_Written], ...] = compute(*written, **options)  # type: ignore[no-untyped-call]
     finally:
         with _lock:
             _workshops.pop(token, None)  # that of this process; others forget theirs when newer ones come
     _take(session, chain.from_iterable(results))
     return session
+
+
+@contextmanager
+def _stoppable(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options of `dask.compute`, with worker processes that end with the call: dask's own finish their tasks."""
+    chosen = get_scheduler(scheduler=options.get("scheduler"))  # type: ignore[no-untyped-call]
+    if chosen is not multiprocessing.get or options.get("pool") or config.get("pool", None):
+        yield dict(options)
+        return
+    os.environ.setdefault("PYTHONHASHSEED", "6640")  # as dask sets it, so that all workers hash alike
+    pool = ProcessPoolExecutor(
+        options.get("num_workers") or config.get("num_workers", None) or CPU_COUNT,
+        mp_context=multiprocessing.get_context(),  # type: ignore[no-untyped-call]
+        initializer=_begin,
+        initargs=(options.get("initializer") or config.get("multiprocessing.initializer", None),),
+    )
+    try:
+        yield {**{name: value for name, value in options.items() if name != "initializer"}, "pool": pool}
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _begin(initializer: Callable[[], object] | None) -> None:
+    end_with_parent()
+    multiprocessing.initialize_worker_process(initializer)  # type: ignore[no-untyped-call]
 
 
 def _delay(workshop: Delayed, plan: _Plan, name: str) -> Delayed:

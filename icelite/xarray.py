@@ -22,6 +22,7 @@ import icelite.virtualizarr  # noqa: F401  (registers the accessors ds.icelite a
 from icelite.catalog.checks import is_catalog
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.packing import restore_dtypes
+from icelite.interrupts import heard_interrupts
 from icelite.repository import Repository
 from icelite.session import Session
 from icelite.storage import StorageConfig
@@ -296,7 +297,8 @@ def to_icelite(
     dataset = writable._validate_and_autodetect_region(dataset)
     writable._validate_encoding(dict(encoding or {}))
     writer = ArrayWriter()  # type: ignore[no-untyped-call]
-    dump_to_store(dataset, writable, writer, encoding=dict(encoding or {}))  # type: ignore[no-untyped-call]
+    with heard_interrupts():
+        dump_to_store(dataset, writable, writer, encoding=dict(encoding or {}))  # type: ignore[no-untyped-call]
     if writer.sources:
         from icelite.dask import store_dask
 

@@ -17,6 +17,7 @@ import xarray as xr
 
 from icelite.archive.reach import Reach
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
+from icelite.interrupts import end_with_parent
 from icelite.types import Progress, SourceStamp
 from icelite.virtualizarr.arrays import is_virtual, read_references
 from icelite.virtualizarr.sources import SOURCES_KEY
@@ -212,6 +213,7 @@ _parsing: Parsing | None = None  # of a worker process
 def _begin(parsing: Parsing) -> None:
     global _parsing  # once, when the process starts
     _parsing = parsing
+    end_with_parent()
 
 
 def _open(url: str) -> Scanned:

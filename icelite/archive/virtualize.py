@@ -16,6 +16,7 @@ from icelite.archive import Access, Ingestion, Parsing, VirtualizeSummary, opene
 from icelite.archive.inputs import Sources
 from icelite.config import RepositoryConfig
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.interrupts import heard_interrupts
 from icelite.keys import check_path
 from icelite.repository import Repository
 from icelite.storage import StorageConfig, as_storage
@@ -122,7 +123,8 @@ def virtualize(
                 " (Repository.reopen gives one with others)",
                 ErrorKind.INVALID_ARGUMENT,
             )
-        return ingestion.run(sources, repository, parsing)
+        with heard_interrupts():
+            return ingestion.run(sources, repository, parsing)
     place = as_storage(repository)
-    with opened(place, config, authorize_virtual_chunk_access, create=append is not True) as found:
+    with heard_interrupts(), opened(place, config, authorize_virtual_chunk_access, create=append is not True) as found:
         return ingestion.run(sources, found, parsing)

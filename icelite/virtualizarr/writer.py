@@ -18,6 +18,7 @@ import zarr
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
+from icelite.interrupts import heard_interrupts
 from icelite.keys import check_path
 from icelite.store import IceliteStore
 from icelite.store.references import MISSING, CodedUrls
@@ -141,24 +142,27 @@ def to_icelite(
     """
     request = Request(mode, append_dim, region)
     check_arguments(vds, store, group, request, last_updated_at, on_unreferenceable)
-    top = check_path(group or "")
-    if mode == "w" and top:
-        find_group(store, top.rpartition("/")[0])  # what is above stays, and must be groups
-    datasets = list(_datasets(vds, top, write_inherited_coords))
-    parsed = parsed_stamps(dataset for _, dataset in datasets)
-    sources = Sources(store.session.access, validate_containers, last_updated_at, parsed)
-    plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
-    copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
-    copier.run()
-    for url, problem in sources.unread.items():
-        warnings.warn(f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2)
-    if mode == "w":
-        sync(store.delete_dir(top))
-    for plan in plans:
-        _write_group(store, plan, copier.copies, sources)
-    summary = _summarise(plans, copier)
-    copier.copies.close()
-    return summary
+    with heard_interrupts():
+        top = check_path(group or "")
+        if mode == "w" and top:
+            find_group(store, top.rpartition("/")[0])  # what is above stays, and must be groups
+        datasets = list(_datasets(vds, top, write_inherited_coords))
+        parsed = parsed_stamps(dataset for _, dataset in datasets)
+        sources = Sources(store.session.access, validate_containers, last_updated_at, parsed)
+        plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
+        copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
+        copier.run()
+        for url, problem in sources.unread.items():
+            warnings.warn(
+                f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2
+            )
+        if mode == "w":
+            sync(store.delete_dir(top))
+        for plan in plans:
+            _write_group(store, plan, copier.copies, sources)
+        summary = _summarise(plans, copier)
+        copier.copies.close()
+        return summary
 
 
 @xr.register_dataset_accessor("icelite")  # type: ignore[no-untyped-call]
