@@ -83,10 +83,10 @@ def split_document_key(key: str) -> tuple[str, str] | None:
 
 
 def ancestors(key: str) -> Iterator[tuple[str, str]]:
-    """Every way to split a key into a node path and a rest, shortest path first."""
+    """Every way to split a key into a path that a node can have and a rest, shortest path first."""
     yield "", key
     position = key.find("/")
-    while position >= 0:
+    while 0 <= position <= MAX_PATH_CHARACTERS:
         yield key[:position], key[position + 1 :]
         position = key.find("/", position + 1)
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from icelite.budget import MAX_DIMENSIONS
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InvalidInputError, shown
 from icelite.keys import ChunkKeys, join
+
+MAX_SIZE = 2**63  # along a dimension
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def parse_document(key: str, text: str) -> dict[str, Any]:
 
 
 def _bad(key: str, fault: str) -> InvalidInputError:
-    return InvalidInputError(f"metadata {key!r} {fault}", ErrorKind.BAD_METADATA)
+    return InvalidInputError(f"metadata {shown(key)} {fault}", ErrorKind.BAD_METADATA)
 
 
 def check_document(path: str, name: str, text: str) -> ArrayInfo | None:
@@ -164,10 +166,10 @@ def _keys(prefix: str, separator: str, ndim: int) -> ChunkKeys:
 
 def _sizes(values: Any) -> tuple[int, ...]:
     sizes = tuple(values) if isinstance(values, list) else (None,)
-    if not all(type(size) is int and size >= 0 for size in sizes):  # not bool
-        raise ValueError(f"shape {values!r} is not a list of sizes")
     if len(sizes) > MAX_DIMENSIONS:
-        raise ValueError(f"it has {len(sizes)} dimensions; at most {MAX_DIMENSIONS} are read")
+        raise ValueError(f"{len(sizes)} dimensions are more than {MAX_DIMENSIONS}")
+    if not all(type(size) is int and 0 <= size < MAX_SIZE for size in sizes):  # not bool
+        raise ValueError(f"shape {shown(str(values))} is not a list of sizes")
     return sizes
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
 
+from icelite.budget import MAX_POSITIONS_EXPANSION, MIN_POSITIONS_BYTES, over_budget
 from icelite.catalog.checksums import SUM_MASK, hash_extents, location_factors, row_crc, sum_refs
-from icelite.catalog.database import Transaction
+from icelite.catalog.database import Row, Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.positions import split_positions
 from icelite.catalog.snapshots import LINEAGE
+from icelite.catalog.values import check_number, check_types, types
 from icelite.types import NodeChange, View
 
 INSERT_CHANGE = """
@@ -60,7 +64,8 @@ DELETE_CHUNKS = "DELETE FROM chunk_ref WHERE node_id = ? AND seq = ?"
 
 NAMES_AT_ONCE = 10_000
 ROWS_AT_ONCE = 100_000
-MAX_BYTES = 1 << 30  # of a change's positions, unpacked: a hundred million of them
+CHANGE = types(int, int, (bytes, NoneType))  # of SELECT_CHANGES
+KINDS = set(NodeChange)
 
 
 class Change(NamedTuple):
@@ -203,18 +208,21 @@ def _join(one: bytes | None, other: bytes | None) -> bytes | None:
 
 def list_changes(txn: Transaction, seq: int) -> list[Change]:
     """Everything a snapshot did."""
-    return [
-        Change(node_id, NodeChange(node_change), [] if packed is None else unpack_chunks(packed))
-        for node_id, node_change, packed in txn.rows(SELECT_CHANGES, (seq,))
-    ]
+    return [_change(row) for row in txn.rows(SELECT_CHANGES, (seq,))]
+
+
+def _change(row: Row) -> Change:
+    check_types(row, CHANGE, "a change")
+    node_id, node_change, packed = row
+    if node_change not in KINDS:
+        raise damaged(f"a change of node {node_id}", f"its kind is {node_change}")
+    return Change(node_id, NodeChange(node_change), [] if packed is None else unpack_chunks(packed))
 
 
 def list_changes_since(txn: Transaction, view: View, seq: int) -> list[tuple[int, Change]]:
     """What the snapshots that ``view`` sees did after the one numbered ``seq``, oldest first, each with its number."""
-    return [
-        (written_by, Change(node_id, NodeChange(node_change), [] if packed is None else unpack_chunks(packed)))
-        for written_by, node_id, node_change, packed in txn.rows(SELECT_CHANGES_SINCE, (view.seg, view.seq, seq))
-    ]
+    rows = txn.rows(SELECT_CHANGES_SINCE, (view.seg, view.seq, seq))
+    return [(check_number(written_by, "a change"), _change(tuple(rest))) for written_by, *rest in rows]
 
 
 def list_seqs_since(txn: Transaction, view: View, seq: int) -> set[int]:
@@ -234,19 +242,27 @@ def copy_snapshot(txn: Transaction, seq: int, view: View) -> None:
             _insert(txn, view.seq, change.node_id, view.seg, *note[1:])
 
 
-def unpack_chunks(packed: bytes) -> list[str]:
+def unpack_chunks(packed: object) -> list[str]:
     """The grid positions in a value of ``change.chunks``.
 
     Raises
     ------
     FormatError
-        ``corrupt``.
+        ``corrupt``; ``over-budget`` when they are many more than so few bytes hold.
     """
+    if not isinstance(packed, bytes):
+        raise damaged("a change", f"its positions are a {type(packed).__name__}")
+    limit = MIN_POSITIONS_BYTES + MAX_POSITIONS_EXPANSION * len(packed)
     inflater = zlib.decompressobj()
     try:
-        text = inflater.decompress(packed, MAX_BYTES).decode()
+        text = inflater.decompress(packed, limit).decode()
     except (zlib.error, UnicodeDecodeError) as error:
         raise damaged("a change", str(error)) from error
     if not inflater.eof:
-        raise damaged("a change", f"its positions end early, or are more than {MAX_BYTES} bytes")
+        if len(text) < limit:
+            raise damaged("a change", "its positions end early")
+        raise over_budget("a change", f"{len(packed)} bytes that hold many times as many", f"{limit}")
+    count = text.count("\n") + 1
+    if len(text) < count * (math.log(count, 11) - 1):  # of ten digits and a slash: too short to be all different
+        raise damaged("a change", f"{count} positions in {len(text)} characters repeat each other")
     return split_positions(text, "a change")

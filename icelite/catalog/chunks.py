@@ -75,6 +75,7 @@ SELECT location_id, count(*), sum(length), max(offset + length) FROM (
 SELECT_STORED_BYTES = LINEAGE + f"SELECT coalesce(sum(length), 0) FROM ({_VISIBLE}) WHERE location_id IS NOT NULL"
 
 VERSION = types(int, int, OPTIONAL_INT, int, int)  # of SELECT_CHUNK_VERSIONS
+KINDS = set(ChunkType)
 USE = types(int, int, int, int)
 SUM = types(int, int)
 
@@ -209,4 +210,6 @@ def sum_stored_bytes(txn: Transaction) -> dict[ChunkType, int]:
     rows = txn.rows(SELECT_SUMS)
     for row in rows:
         check_types(row, SUM, "a reference")
+        if row[0] not in KINDS:
+            raise damaged("a location", f"its kind is {row[0]}")
     return {ChunkType(kind): total for kind, total in rows}

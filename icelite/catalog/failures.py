@@ -56,6 +56,11 @@ def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError
         return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
     if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
         return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
+    if isinstance(error, apsw.ConstraintError | apsw.MismatchError):
+        return FormatError(
+            f"{where} holds rows that its own rules forbid: {error}; verify() lists what is wrong with it",
+            ErrorKind.CORRUPT,
+        )
     if isinstance(error, apsw.SQLError) and str(error).startswith(_DAMAGES):
         return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
     if isinstance(error, apsw.CantOpenError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from icelite.catalog.changes import add_to_sums
 from icelite.catalog.checksums import ref_hash
 from icelite.catalog.database import Transaction
+from icelite.catalog.values import check_types, types
 from icelite.objects import TRAILER_BYTES
 
 _EXTENTS = """
@@ -26,6 +27,9 @@ WHERE location_id IN (SELECT id FROM location WHERE kind = 1)
 SELECT_NAMED = "SELECT 1 FROM location WHERE id = ? AND kind = 1"
 UPDATE_REF = "UPDATE chunk_ref SET location_id = ?1, offset = ?2 WHERE node_id = ?3 AND chunk = ?4 AND seq = ?5"
 
+PACK = types(int, str, int, int)
+EXTENT = types(int, int, int)
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -39,12 +43,18 @@ class Pack:
 
 def list_packs(txn: Transaction) -> list[Pack]:
     """Every native object that the catalog names."""
-    return [Pack(*row) for row in txn.rows(SELECT_PACKS)]
+    rows = txn.rows(SELECT_PACKS)
+    for row in rows:
+        check_types(row, PACK, "a native object")
+    return [Pack(*row) for row in rows]
 
 
 def list_extents(txn: Transaction) -> list[tuple[int, int, int]]:
     """Location, offset and length in bytes of every part of an object that a reference names, in this order."""
-    return [(location_id, offset, length) for location_id, offset, length in txn.rows(SELECT_EXTENTS)]
+    rows = txn.rows(SELECT_EXTENTS)
+    for row in rows:
+        check_types(row, EXTENT, "a reference to a native object")
+    return [(location_id, offset, length) for location_id, offset, length in rows]
 
 
 def is_named(txn: Transaction, location_id: int) -> bool:

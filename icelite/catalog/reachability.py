@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from icelite.catalog.database import Transaction
+from icelite.catalog.values import OPTIONAL_INT, check_types, types
 from icelite.errors import ErrorKind, FormatError
 
 SELECT_SEGMENTS = "SELECT seg, parent_seg, fork_seq FROM segment ORDER BY seg"
@@ -22,6 +23,10 @@ SELECT_SNAPSHOTS = "SELECT seq, seg FROM snapshot ORDER BY seq"
 SELECT_NODE_VERSIONS = """
 SELECT path, seq, seg, node_id, metadata IS NULL FROM node WHERE (path, seq) > (?1, ?2) ORDER BY path, seq LIMIT ?3
 """
+
+NODE_VERSION = types(str, int, int, int, int)
+SEGMENT = types(int, OPTIONAL_INT, OPTIONAL_INT)
+POINT = types(int, int)
 
 NODES_AT_ONCE = 10_000
 
@@ -113,8 +118,12 @@ def load_reach(txn: Transaction) -> Reach:
     FormatError
         ``corrupt`` when segments do not form a tree.
     """
-    segments = [(int(seg), parent, fork_seq) for seg, parent, fork_seq in txn.rows(SELECT_SEGMENTS)]
-    return Reach(segments, [(int(seq), int(seg)) for seq, seg in txn.rows(SELECT_SNAPSHOTS)])
+    segments, points = txn.rows(SELECT_SEGMENTS), txn.rows(SELECT_SNAPSHOTS)
+    for row in segments:
+        check_types(row, SEGMENT, "a segment")
+    for row in points:
+        check_types(row, POINT, "a snapshot")
+    return Reach([(seg, parent, fork_seq) for seg, parent, fork_seq in segments], [(seq, seg) for seq, seg in points])
 
 
 def seen(versions: Sequence[Version]) -> list[tuple[list[Interval], int | None]]:
@@ -202,6 +211,7 @@ def scan_nodes(txn: Transaction) -> Iterator[list[NodeVersion]]:
     pending: list[NodeVersion] = []
     while rows := txn.rows(SELECT_NODE_VERSIONS, (path, seq, NODES_AT_ONCE)):
         for row in rows:
+            check_types(row, NODE_VERSION, "a node")
             version = NodeVersion(row[0], row[1], row[2], row[3], bool(row[4]))
             if pending and pending[0].path != version.path:
                 yield pending

@@ -17,10 +17,12 @@ from icelite.catalog import usage
 from icelite.catalog.changes import add_to_sums, next_array
 from icelite.catalog.checksums import ref_hash, row_crc
 from icelite.catalog.chunks import AFTER, FIRST
-from icelite.catalog.database import Transaction
+from icelite.catalog.database import Row, Transaction
 from icelite.catalog.reachability import Interval, Reach, Version, merged, needed, overlaps, scan_nodes, seen
 from icelite.catalog.reachability import in_preorder as ordered
+from icelite.catalog.values import check_name, check_types, types
 from icelite.errors import ErrorKind, FormatError
+from icelite.objects import check_key
 
 SELECT_OLD_TIPS = """
 SELECT b.name, s.seq, s.id FROM branch b JOIN snapshot s ON s.seq = b.seq
@@ -89,6 +91,11 @@ WHERE kind <> 3 AND id NOT IN (SELECT location_id FROM chunk_ref WHERE location_
   AND id NOT IN (SELECT location_id FROM usage)
 """
 
+PATTERN = types(str, str)  # of SELECT_VERSIONS
+POINT = types(int, int)
+OLD_NAME = types(str, int, str)
+ID = types(int, str)
+
 CHUNKS_AT_ONCE = 50_000
 PAYLOADS_AT_ONCE = 1_000_000
 KNOWN_PATTERNS = 100_000
@@ -98,22 +105,35 @@ Alive = Mapping[int, Sequence[Interval]]  # node id to the snapshots in which th
 
 def list_old_tips(txn: Transaction, moment: int, but: str) -> list[tuple[str, int, str]]:
     """Name, number and id of the tips written before ``moment`` (microseconds), without branch ``but``."""
-    return [(name, seq, snapshot_id) for name, seq, snapshot_id in txn.rows(SELECT_OLD_TIPS, (but, moment))]
+    return _old_names(txn.rows(SELECT_OLD_TIPS, (but, moment)))
+
+
+def _old_names(rows: list[Row]) -> list[tuple[str, int, str]]:
+    for row in rows:
+        check_types(row, OLD_NAME, "a branch or tag")
+        check_name(row[0], "a branch or tag")
+    return [(name, seq, snapshot_id) for name, seq, snapshot_id in rows]
 
 
 def list_old_tags(txn: Transaction, moment: int) -> list[tuple[str, int, str]]:
     """Name, number and id of the tagged snapshots written before ``moment`` (microseconds)."""
-    return [(name, seq, snapshot_id) for name, seq, snapshot_id in txn.rows(SELECT_OLD_TAGS, (moment,))]
+    return _old_names(txn.rows(SELECT_OLD_TAGS, (moment,)))
 
 
 def list_old(txn: Transaction, moment: int) -> dict[int, str]:
     """Number and id of the snapshots written before ``moment``, without the first one and without tips and tags."""
-    return dict(txn.rows(SELECT_OLD, (moment,)))
+    return _ids(txn.rows(SELECT_OLD, (moment,)))
+
+
+def _ids(rows: list[Row]) -> dict[int, str]:
+    for row in rows:
+        check_types(row, ID, "a snapshot")
+    return dict(rows)
 
 
 def list_unreached(txn: Transaction, moment: int) -> dict[int, str]:
     """Number and id of the snapshots written before ``moment`` in no ancestry of a branch or tag."""
-    return dict(txn.rows(SELECT_UNREACHED, (moment,)))
+    return _ids(txn.rows(SELECT_UNREACHED, (moment,)))
 
 
 def release_snapshots(txn: Transaction, seqs: Iterable[int]) -> None:
@@ -139,9 +159,16 @@ def remove_nodes(txn: Transaction, reach: Reach) -> tuple[int, Alive]:
     return removed, {node_id: intervals for node_id, intervals in places.items() if intervals}
 
 
+def _points(txn: Transaction, statement: str) -> list[Row]:
+    rows = txn.rows(statement)
+    for row in rows:
+        check_types(row, POINT, "a snapshot or change")
+    return rows
+
+
 def remove_refs(txn: Transaction, reach: Reach, alive: Alive) -> int:
     """Remove the references that no snapshot sees, and those of nodes that none sees; their number."""
-    points = {int(seq): reach.interval(seg, seq) for seq, seg in txn.rows(SELECT_POINTS)}
+    points = {seq: reach.interval(seg, seq) for seq, seg in _points(txn, SELECT_POINTS)}
     removed = 0
     node_id = next_array(txn, -1)
     while node_id is not None:
@@ -174,7 +201,9 @@ def _dead_refs(
     start = FIRST
     while rows := txn.rows(SELECT_VERSIONS, (node_id, start, CHUNKS_AT_ONCE)):
         dead = []
-        for chunk, pattern in rows:
+        for row in rows:
+            check_types(row, PATTERN, f"a reference of array {node_id}")
+            chunk, pattern = row
             seqs = known.get(pattern)
             if seqs is None:
                 if len(known) >= KNOWN_PATTERNS:
@@ -202,7 +231,7 @@ def _dead_versions(pattern: str, points: Mapping[int, Interval], alive: Sequence
 def remove_changes(txn: Transaction, reach: Reach) -> int:
     """Remove the changes of points that no snapshot has behind it, and of nodes that are forgotten; their number."""
     removed = 0
-    for seq, seg in txn.rows(SELECT_CHANGE_POINTS):
+    for seq, seg in _points(txn, SELECT_CHANGE_POINTS):
         if not _is_behind_any(reach, seg, seq):
             removed += txn.run(DELETE_CHANGES, (seq,))
     forgotten = [seq for seq, seg in usage.list_points(txn) if not _is_behind_any(reach, seg, seq)]
@@ -241,7 +270,7 @@ def _block_end(txn: Transaction, start: int) -> int | None:
 
 def list_unused_objects(txn: Transaction) -> set[str]:
     """The keys of the native objects that no reference names any more."""
-    return {key for (key,) in txn.rows(SELECT_UNUSED_OBJECTS)}
+    return {check_key(key) for (key,) in txn.rows(SELECT_UNUSED_OBJECTS)}
 
 
 def remove_locations(txn: Transaction) -> int:

@@ -14,6 +14,7 @@ from icelite.catalog import nodes as node_table
 from icelite.catalog import snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError, SnapshotNotFoundError
+from icelite.expansion import Expansion, find_expansion
 from icelite.keys import DOCUMENTS, ancestors, join
 from icelite.metadata import ArrayInfo, array_info, check_document, same_document
 from icelite.types import Diff, Node, NodeChange, View
@@ -24,7 +25,7 @@ KNOWN_NODES = 100_000  # answers of the base snapshot kept in memory; they canno
 class Entry:
     """A node with the part of its metadata that decides about chunks; read when it is first asked for."""
 
-    __slots__ = ("_info", "node")
+    __slots__ = ("_expansion", "_info", "node")
 
     def __init__(self, node: Node, *info: ArrayInfo | None) -> None:
         self.node = node
@@ -39,6 +40,15 @@ class Entry:
         except AttributeError:
             self._info = array_info(self.node.path, self.node.documents)
             return self._info
+
+    @property
+    def expansion(self) -> Expansion | None:
+        """What its chunks may unpack to; None where nothing is compressed."""
+        try:
+            return self._expansion
+        except AttributeError:
+            self._expansion: Expansion | None = find_expansion(self.node.documents)
+            return self._expansion
 
 
 @dataclass(frozen=True, slots=True)

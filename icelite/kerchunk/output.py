@@ -13,10 +13,11 @@ from typing import Any, Self
 import fsspec
 import numpy as np
 
+from icelite.catalog.positions import as_grid
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.kerchunk.documents import inline_raw, inline_text
 from icelite.kerchunk.parquet import PARQUET_METADATA, pyarrow, record_path
-from icelite.kerchunk.reference_set import ChunkTable, Ints, positions
+from icelite.kerchunk.reference_set import ChunkTable, Ints
 from icelite.keys import check_path, join
 from icelite.metadata import ArrayInfo
 
@@ -146,9 +147,9 @@ class ParquetOutput(Output):
                 ErrorKind.INVALID_ARGUMENT,
             )
         table = _merged(list(tables))
-        places = _places(table.names, grid)
+        places = _places(table.names, grid, path)
         order = np.argsort(places)
-        inline = dict(zip(_places(list(table.inline), grid).tolist(), table.inline.values(), strict=True))
+        inline = dict(zip(_places(list(table.inline), grid, path).tolist(), table.inline.values(), strict=True))
         inline_places = np.array(sorted(inline), dtype=np.int64)
         folder.mkdir(parents=True, exist_ok=True)
         for record in range(records):  # also those without references: fsspec's listings open every one
@@ -189,11 +190,14 @@ def _merged(tables: list[ChunkTable]) -> ChunkTable:
     )
 
 
-def _places(names: list[str], grid: tuple[int, ...]) -> Ints:
-    """The places of chunks in a grid, counted in C order."""
+def _places(names: list[str], grid: tuple[int, ...], path: str) -> Ints:
+    """The places of chunks in a grid, counted in C order; of a chunk outside the grid, which has none, -1."""
+    numbers = as_grid(names, len(grid), f"array /{path}").astype(np.int64)
     if not grid or not names:
         return np.zeros(len(names), dtype=np.int64)
-    places: Ints = np.ravel_multi_index(tuple(positions(names, len(grid)).T), grid).astype(np.int64)
+    inside = (numbers < np.array(grid, dtype=np.int64)).all(axis=1)
+    places = np.full(len(names), -1, dtype=np.int64)
+    places[inside] = np.ravel_multi_index(tuple(numbers[inside].T), grid)
     return places
 
 

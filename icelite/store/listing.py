@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from icelite.budget import MAX_KEY_CHARACTERS
 from icelite.change_set import ChangeSet, Entry
 from icelite.keys import ancestors, could_be_chunk, invalid_key, join
 from icelite.metadata import ArrayInfo, array_info
@@ -18,6 +19,8 @@ def find_chunk_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str]
     InvalidInputError
         ``invalid-key`` when the key can belong to no chunk.
     """
+    if len(key) > MAX_KEY_CHARACTERS:
+        raise invalid_key(key, f"has {len(key)} characters, at most {MAX_KEY_CHARACTERS} are allowed")
     for path, rest in ancestors(key):
         entry = changes.find(path)
         info = None if entry is None else entry.info

@@ -22,7 +22,7 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 from zarr.storage import StorePath
 
-from icelite.store.pipeline_decoding import Bytes, Decoder, decodes_here
+from icelite.store.pipeline_decoding import Bounded, Bytes, Decoder, decodes_here
 from icelite.store.pipeline_loading import Load, Loaded, Places, locate, read_remote_run
 from icelite.store.pipeline_ranges import Piece, Run
 from icelite.store.store import IceliteStore
@@ -61,7 +61,8 @@ class IceliteCodecPipeline(BatchedCodecPipeline):
         if places is None:
             return await pass_on(batch, out, drop_axes)
         is_slow = session.is_remote or len(batch) * prod(batch[0][1].shape) > _VALUES_AT_ONCE
-        values = _Values(batch, out.as_ndarray_like(), drop_axes, self, at_once=0 if is_slow else _AT_ONCE)
+        expansion = Bounded(places.expansion, keys)
+        values = _Values(batch, out.as_ndarray_like(), drop_axes, self, expansion, 0 if is_slow else _AT_ONCE)
         values.fill(places.missing)
         await self._load(values, places, keys)
         missing = set(places.missing)
@@ -102,6 +103,8 @@ async def _decoded_by_zarr(pipeline: IceliteCodecPipeline, values: _Values, load
     for task in _tasks(loads):
         loaded = await asyncio.to_thread(_read, task)
         chunks = [(piece, data[piece.offset - start :][: piece.length]) for data, start, ps in loaded for piece in ps]
+        for piece, data in chunks:
+            values.bounds.check(data, piece.place, tries=True)
         specs = [values.batch[piece.place][1] for piece, _ in chunks]
         buffers = [spec.prototype.buffer.from_bytes(data) for spec, (_, data) in zip(specs, chunks, strict=True)]
         arrays = await pipeline.decode_batch(zip(buffers, specs, strict=True))
@@ -137,10 +140,11 @@ class _Values:
         out: Any,
         drop_axes: tuple[int, ...],
         pipeline: IceliteCodecPipeline,
-        *,
+        bounds: Bounded,
         at_once: int,
     ) -> None:
         self.batch = batch
+        self.bounds = bounds
         self.at_once = at_once
         self._out = out
         self._drop_axes = drop_axes
@@ -164,7 +168,7 @@ class _Values:
         batch, out, drop_axes = self.batch, self._out, self._drop_axes
         for offset, length, place in pieces:
             _, spec, chunk_selection, out_selection, _ = batch[place]
-            array = self._decoder_of(spec).decode(data, offset - start, length)
+            array = self._decoder_of(spec).decode(data, offset - start, length, place)
             if drop_axes:
                 self.put(place, array)
             else:
@@ -173,7 +177,7 @@ class _Values:
     def _decoder_of(self, spec: ArraySpec) -> Decoder:
         known = self._decoder  # of a regular grid, every chunk has an equal one
         if known is None or (known[0] is not spec and known[0] != spec):
-            known = self._decoder = spec, Decoder(self._pipeline, spec)
+            known = self._decoder = spec, Decoder(self._pipeline, spec, self.bounds)
         return known[1]
 
     def put(self, place: int, array: Any) -> None:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from icelite.catalog.json_column import damaged
 from icelite.catalog.locations import INLINE
-from icelite.change_set import ChangeSet, StagedRef
+from icelite.change_set import ChangeSet, Entry, StagedRef
 from icelite.errors import StorageError
+from icelite.expansion import Expansion
 from icelite.objects import TRAILER_BYTES, check_trailer
 from icelite.payload import Payloads
 from icelite.store.listing import find_chunk_key
@@ -37,10 +38,11 @@ class Places(NamedTuple):
     missing: list[int]
     loads: list[Load]
     remote: list[Run]
+    expansion: Expansion | None  # what the chunks may unpack to
 
 
-def find_positions(changes: ChangeSet, keys: Sequence[str]) -> tuple[int, list[str]] | None:
-    """Node id and grid positions of chunk keys that all belong to one array; else None."""
+def find_positions(changes: ChangeSet, keys: Sequence[str]) -> tuple[Entry, list[str]] | None:
+    """The array and the grid positions of chunk keys that all belong to it; None where they do not."""
     first = find_chunk_key(changes, keys[0])
     if first is None:
         return None
@@ -49,7 +51,7 @@ def find_positions(changes: ChangeSet, keys: Sequence[str]) -> tuple[int, list[s
     head, decode = keys[0][:start], info.keys.decode
     positions = [decode(key[start:]) for key in keys if key.startswith(head)]
     found = [position for position in positions if position is not None]
-    return (entry.node.node_id, found) if len(found) == len(keys) else None
+    return (entry, found) if len(found) == len(keys) else None
 
 
 def locate(changes: ChangeSet, payloads: Payloads, keys: Sequence[str]) -> Places | None:
@@ -63,10 +65,11 @@ def locate(changes: ChangeSet, payloads: Payloads, keys: Sequence[str]) -> Place
     positions = find_positions(changes, keys)
     if positions is None:
         return None
-    places = Places([], [], [])
+    entry, names = positions
+    places = Places([], [], [], entry.expansion)
     inline: list[Piece] = []
     outside: dict[Hashable, tuple[Ref, list[Piece]]] = {}
-    for place, found in enumerate(changes.find_chunks(*positions)):
+    for place, found in enumerate(changes.find_chunks(entry.node.node_id, names)):
         if found is None:
             places.missing.append(place)
         elif isinstance(found, bytes):

@@ -24,6 +24,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from icelite.change_set import StagedRef
 from icelite.config import StoreConfig
 from icelite.errors import ErrorKind, InvalidInputError, KeyNotFoundError, NodeNotFoundError, ReadOnlyError
+from icelite.expansion import Expansion
 from icelite.keys import CONSOLIDATED, check_path, invalid_key, split_document_key
 from icelite.payload import Window
 from icelite.store import listing
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from icelite.session import Session
 
 Ref = ChunkRef | StagedRef
+Awaited = tuple[Ref, str, Window | None, Expansion | None]  # what `read_remote` is to read, and what it may be
 T = TypeVar("T")
 
 
@@ -159,9 +161,10 @@ class IceliteStore(VirtualReferences, Store):
         found = self._find(key)
         if found is None or isinstance(found, bytes):
             return None if found is None else _buffer(prototype, _slice(found, byte_range))
-        ref, chunk = found
+        ref, chunk, expansion = found
         window = None if byte_range is None else _window(byte_range, ref.length)
-        return _buffer(prototype, self._session.payloads.read(ref, chunk, window))
+        data = self._session.payloads.read(ref, chunk, window)
+        return _buffer(prototype, data if expansion is None else _checked(expansion, data, chunk, window))
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -175,17 +178,21 @@ class IceliteStore(VirtualReferences, Store):
             found = self._look(key, byte_range)
         if found is None or isinstance(found, bytes):
             return None if found is None else _buffer(prototype, found)
-        return _buffer(prototype, await self._session.payloads.read_remote(*found))
+        ref, chunk, window, expansion = found
+        data = await self._session.payloads.read_remote(ref, chunk, window)
+        return _buffer(prototype, data if expansion is None else _checked(expansion, data, chunk, window))
 
-    def _look(self, key: str, byte_range: ByteRequest | None) -> bytes | tuple[Ref, str, Window | None] | None:
+    def _look(self, key: str, byte_range: ByteRequest | None) -> bytes | Awaited | None:
         """What is asked for under a key where it is at hand, else the reference and the window of it to be awaited."""
         found = self._find(key)
         if found is None or isinstance(found, bytes):
             return None if found is None else _slice(found, byte_range)
-        ref, chunk = found
+        ref, chunk, expansion = found
         window = None if byte_range is None else _window(byte_range, ref.length)
         data = self._session.payloads.read_local(ref, chunk, window)
-        return (ref, chunk, window) if data is None else data
+        if data is None:
+            return ref, chunk, window, expansion
+        return data if expansion is None else _checked(expansion, data, chunk, window)
 
     async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
@@ -193,8 +200,8 @@ class IceliteStore(VirtualReferences, Store):
             return await asyncio.to_thread(function, *arguments)
         return function(*arguments)
 
-    def _find(self, key: str) -> bytes | tuple[Ref, str] | None:
-        """The bytes under a key where they are at hand, else the reference to them with its name."""
+    def _find(self, key: str) -> bytes | tuple[Ref, str, Expansion | None] | None:
+        """The bytes under a key where they are at hand, else the reference to them, its name, and what they may be."""
         changes = self._session.changes
         place = listing.find_recent_key(changes, key)
         if place is None:
@@ -207,7 +214,7 @@ class IceliteStore(VirtualReferences, Store):
         if place is None:
             return None
         found = changes.find_chunk(place[0].node.node_id, place[2])
-        return found if found is None or isinstance(found, bytes) else (found, key)
+        return found if found is None or isinstance(found, bytes) else (found, key, place[0].expansion)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -337,6 +344,15 @@ class IceliteStore(VirtualReferences, Store):
 
 def _all(listed: Callable[..., Iterable[str]], *arguments: Any) -> list[str]:
     return [*listed(*arguments)]
+
+
+def _checked(expansion: Expansion, data: bytes, key: str, window: Window | None) -> bytes:
+    """A chunk, or the window of it, that unpacks to no more than its metadata allows."""
+    if window is None:
+        expansion.check(data, key)
+    else:
+        expansion.check_part(data, key)
+    return data
 
 
 def _buffer(prototype: BufferPrototype, data: bytes) -> Buffer:
