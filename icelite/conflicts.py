@@ -7,7 +7,7 @@ the uncommitted changes that are to follow it. Overlap counts, not equality: the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 
@@ -16,7 +16,7 @@ from icelite.types import NodeChange, chunk_position
 
 
 class ConflictType(IntEnum):
-    """Kinds of conflict; names and numbers are Icechunk's."""
+    """Kinds of conflict; names and numbers are Icechunk's, but for the last, which it does not have."""
 
     NewNodeConflictsWithExistingNode = 1
     NewNodeInInvalidGroup = 2
@@ -29,6 +29,7 @@ class ConflictType(IntEnum):
     DeleteOfUpdatedArray = 9
     DeleteOfUpdatedGroup = 10
     MoveOperationCannotBeRebased = 11
+    DimensionSizesDiffer = 12
 
 
 class VersionSelection(Enum):
@@ -49,11 +50,14 @@ class Conflict:
         The node, beginning with ``/``.
     conflicted_chunks
         Grid positions, for a conflict about chunks.
+    detail
+        What more there is to say, for a conflict about dimensions.
     """
 
     conflict_type: ConflictType
     path: str
     conflicted_chunks: list[list[int]] | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,31 @@ class Edits:
     moved: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """An array whose metadata one side wrote: the lengths of its named dimensions.
+
+    Attributes
+    ----------
+    before
+        As the other side has it; empty where there was none.
+    """
+
+    path: str
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    @property
+    def group(self) -> str:
+        """The path of the group it is in."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def is_coordinate(self) -> bool:
+        """Whether subgroups inherit it, as xarray's trees do: it is named like its only dimension."""
+        return list(self.after) == [self.path.rpartition("/")[2]]
+
+
 class ConflictSolver(ABC):
     """Decides about conflicts while changes are rebased.
 
@@ -117,7 +146,7 @@ class ConflictDetector(ConflictSolver):
 
 
 class BasicConflictSolver(ConflictSolver):
-    """Solves conflicts about chunks and deletions by rule; everything else stays a conflict.
+    """Solves conflicts about chunks, deletions and dimensions by rule; everything else stays a conflict.
 
     Parameters
     ----------
@@ -128,6 +157,9 @@ class BasicConflictSolver(ConflictSolver):
     on_append
         Addition to Icechunk: `VersionSelection.UseOurs` lets two sessions that both appended along the same
         dimension of the same array both have their rows, ours behind theirs. By default a conflict.
+    fail_on_different_dimension_sizes
+        Addition to Icechunk: whether it is a conflict that each side fits its group, but both together give one
+        dimension two lengths, so that xarray cannot open it.
     """
 
     def __init__(
@@ -137,11 +169,13 @@ class BasicConflictSolver(ConflictSolver):
         fail_on_delete_of_updated_array: bool = False,
         fail_on_delete_of_updated_group: bool = False,
         on_append: VersionSelection = VersionSelection.Fail,
+        fail_on_different_dimension_sizes: bool = True,
     ) -> None:
         self.on_chunk_conflict = on_chunk_conflict
         self.fail_on_delete_of_updated_array = fail_on_delete_of_updated_array
         self.fail_on_delete_of_updated_group = fail_on_delete_of_updated_group
         self.on_append = on_append
+        self.fail_on_different_dimension_sizes = fail_on_different_dimension_sizes
 
     def selects(self, conflict: Conflict) -> VersionSelection:
         """See `ConflictSolver.selects`."""
@@ -151,6 +185,7 @@ class BasicConflictSolver(ConflictSolver):
         fails = {
             ConflictType.DeleteOfUpdatedArray: self.fail_on_delete_of_updated_array,
             ConflictType.DeleteOfUpdatedGroup: self.fail_on_delete_of_updated_group,
+            ConflictType.DimensionSizesDiffer: self.fail_on_different_dimension_sizes,
         }
         return VersionSelection.Fail if fails.get(kind, True) else VersionSelection.UseOurs
 
@@ -204,6 +239,45 @@ def _conflicts_of_update(ours: NodeEdit, theirs: NodeEdit) -> Iterator[Conflict]
         yield _conflict(ConflictType.ChunksUpdatedInUpdatedArray, path, ours.chunks)
     if both := ours.chunks & theirs.chunks:
         yield _conflict(ConflictType.ChunkDoubleUpdate, path, both)
+
+
+def find_misfits(theirs: Iterable[Resized], ours: Iterable[Resized]) -> Iterator[Conflict]:
+    """Arrays of ours and theirs that fit when each side is looked at alone, and not together.
+
+    Dimensions are compared by name within a group, and with the coordinates of the groups above it, which subgroups
+    inherit. What one side leaves misfitting by itself is its own affair.
+    """
+    known: dict[tuple[str, str], dict[tuple[int | None, int, bool], Resized]] = {}  # one of each kind is enough
+    for array in theirs:
+        for dimension, size in array.after.items():
+            kind = array.before.get(dimension), size, array.is_coordinate
+            known.setdefault((array.group, dimension), {})[kind] = array
+    below = [array for arrays in known.values() for array in arrays.values() if array.group]
+    for array in ours:
+        for dimension, size in array.after.items():
+            others = list(known.get((array.group, dimension), {}).values())
+            above = {path for path, _ in ancestors(array.path)} - {array.group}
+            for group in above:
+                others += [o for o in known.get((group, dimension), {}).values() if o.is_coordinate]
+            if array.is_coordinate:
+                others += [o for o in below if dimension in o.after and _is_below(o.group, array.group)]
+            misfit = next((o for o in others if o.path != array.path and _misfits(array, o, dimension)), None)
+            if misfit is not None:
+                detail = f"dimension {dimension!r} is {size} long, and {misfit.after[dimension]} in /{misfit.path}"
+                yield Conflict(ConflictType.DimensionSizesDiffer, "/" + array.path, detail=detail)
+                break
+
+
+def _is_below(group: str, above: str) -> bool:
+    return group != above and (above == "" or group.startswith(above + "/"))
+
+
+def _misfits(ours: Resized, theirs: Resized, dimension: str) -> bool:
+    """Whether two arrays agree about a dimension when one of them is as the other side has it, but not together."""
+    size, other = ours.after[dimension], theirs.after[dimension]
+    fits_theirs = theirs.before.get(dimension, size) == size
+    fits_ours = ours.before.get(dimension, other) == other
+    return size != other and fits_theirs and fits_ours
 
 
 def _conflict(kind: ConflictType, path: str, chunks: frozenset[str] | None = None) -> Conflict:

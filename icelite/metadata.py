@@ -211,3 +211,17 @@ def with_growth(documents: Mapping[str, str], axis: int, length: int) -> dict[st
     content = json.loads(documents[name])
     content["shape"][axis] += length
     return {**documents, name: json.dumps(content)}
+
+
+def dimension_sizes(documents: Mapping[str, str]) -> dict[str, int]:
+    """The length of each named dimension of an array; nothing for a group, and for dimensions without a name."""
+    info = array_info("", documents)
+    if info is None:
+        return {}
+    if ".zarray" in documents:
+        names = json.loads(documents.get(".zattrs", "{}")).get("_ARRAY_DIMENSIONS")
+    else:
+        names = json.loads(documents["zarr.json"]).get("dimension_names")
+    if not isinstance(names, list) or len(names) != len(info.shape):
+        return {}
+    return {name: size for name, size in zip(names, info.shape, strict=True) if isinstance(name, str)}

@@ -6,17 +6,28 @@ session has changed when a conflict is found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from icelite.catalog import nodes, snapshots
 from icelite.catalog.changes import list_changes, list_seqs_since
 from icelite.catalog.database import Transaction
 from icelite.change_set import ChangeSet
-from icelite.conflicts import Conflict, ConflictSolver, ConflictType, Edits, NodeEdit, VersionSelection, find_conflicts
+from icelite.conflicts import (
+    Conflict,
+    ConflictSolver,
+    ConflictType,
+    Edits,
+    NodeEdit,
+    Resized,
+    VersionSelection,
+    find_conflicts,
+    find_misfits,
+)
 from icelite.errors import ConflictError, ErrorKind, RebaseFailedError
-from icelite.metadata import array_info
+from icelite.metadata import array_info, dimension_sizes
 from icelite.session.appends import Append, find_append
-from icelite.types import NodeChange, View, chunk_name
+from icelite.types import Node, NodeChange, View, chunk_name
 
 SHOWN = 5  # conflicts that an error message lists
 
@@ -58,7 +69,8 @@ def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: Conflict
         if solver.on_append == VersionSelection.UseOurs:
             _resolve_appends(txn, changes, before, plan, ours)
         unsolved: list[Conflict] = []
-        for conflict in find_conflicts(theirs, ours):
+        misfits = find_misfits(_resized_by_theirs(txn, theirs, before, plan.view), _resized_by_us(txn, changes, plan))
+        for conflict in [*find_conflicts(theirs, ours), *misfits]:
             selection = solver.selects(conflict)
             if selection == VersionSelection.Fail:
                 unsolved.append(conflict)
@@ -81,6 +93,27 @@ def _resolve_appends(txn: Transaction, changes: ChangeSet, before: View, plan: P
             if append is not None:
                 plan.appends[node_id] = append
                 del ours.nodes[node_id]
+
+
+def _resized_by_theirs(txn: Transaction, theirs: Edits, before: View, after: View) -> list[Resized]:
+    """The arrays whose metadata one of their snapshots wrote."""
+    paths = [path for path, is_array in theirs.created.items() if is_array]
+    paths += [edit.path for edit in theirs.nodes.values() if edit.is_array and edit.change == NodeChange.updated]
+    return [_resized(path, *(nodes.find_node(txn, view, path) for view in (before, after))) for path in paths]
+
+
+def _resized_by_us(txn: Transaction, changes: ChangeSet, plan: Plan) -> Iterator[Resized]:
+    """The arrays whose metadata the session wrote; an append that follows theirs as it will be then."""
+    for path, base, node in changes.node_edits():
+        if node is not None:
+            append = plan.appends.get(node.node_id)
+            if append is not None:
+                base, node = nodes.find_node(txn, plan.view, path), replace(node, documents=append.documents)
+            yield _resized(path, base, node)
+
+
+def _resized(path: str, before: Node | None, after: Node | None) -> Resized:
+    return Resized(path, *({} if node is None else dimension_sizes(node.documents) for node in (before, after)))
 
 
 def _snapshots_since(txn: Transaction, base: int, tip: int) -> list[int]:
@@ -123,7 +156,7 @@ def edits_of_snapshot(txn: Transaction, before: View, view: View) -> Edits:
 
 
 def _failed(snapshot_id: str, conflicts: list[Conflict]) -> RebaseFailedError:
-    shown = "; ".join(f"{c.conflict_type.name} at {c.path}" for c in conflicts[:SHOWN])
+    shown = "; ".join(map(_describe, conflicts[:SHOWN]))
     return RebaseFailedError(
         f"the changes conflict with snapshot {snapshot_id}, and were not rebased over it: {shown}"
         f" ({len(conflicts)} in all); discard them, or rebase with a solver that decides",
@@ -131,3 +164,8 @@ def _failed(snapshot_id: str, conflicts: list[Conflict]) -> RebaseFailedError:
         snapshot=snapshot_id,
         conflicts=conflicts,
     )
+
+
+def _describe(conflict: Conflict) -> str:
+    what = f"{conflict.conflict_type.name} at {conflict.path}"
+    return what if conflict.detail is None else f"{what} ({conflict.detail})"

@@ -11,7 +11,14 @@ import zarr
 
 import icelite
 from icelite import ConflictError, RebaseFailedError, Repository, Session
-from icelite.conflicts import BasicConflictSolver, Conflict, ConflictDetector, ConflictType, VersionSelection
+from icelite.conflicts import (
+    BasicConflictSolver,
+    Conflict,
+    ConflictDetector,
+    ConflictSolver,
+    ConflictType,
+    VersionSelection,
+)
 
 Edit = Callable[[Session], None]
 
@@ -247,3 +254,91 @@ def test_the_error_pickles_with_its_conflicts() -> None:
     conflict = Conflict(ConflictType.ChunkDoubleUpdate, "/a", [[0, 1]])
     error = pickle.loads(pickle.dumps(RebaseFailedError("no", snapshot="S", conflicts=[conflict])))
     assert (error.snapshot, error.conflicts) == ("S", [conflict])
+
+
+# -- dimensions ------------------------------------------------------------------------------------------------------
+
+
+def dataset(path: str, sizes: dict[str, dict[str, int]], zarr_format: int = 3) -> Edit:
+    """Write arrays (resize those that are there), each with its named dimensions."""
+
+    def edit(session: Session) -> None:
+        root = zarr.open_group(session.store, path=path, zarr_format=zarr_format)
+        for name, dims in sizes.items():
+            if name in root:
+                root[name].resize(tuple(dims.values()))
+            elif zarr_format == 3:
+                root.create_array(name, shape=tuple(dims.values()), dtype="i4", dimension_names=list(dims))
+            else:
+                root.create_array(name, shape=tuple(dims.values()), dtype="i4").attrs["_ARRAY_DIMENSIONS"] = list(dims)
+
+    return edit
+
+
+START = {"time": {"time": 4}, "sst": {"time": 4, "lat": 3}}
+LONGER = {"time": {"time": 5}, "sst": {"time": 5, "lat": 3}}
+NEW = {"ice": {"time": 4, "lat": 3}}
+FITTING = {"ice": {"time": 5, "lat": 3}}
+DEPTH_2, DEPTH_3 = {"u": {"depth": 2}}, {"v": {"depth": 3}}
+CASES = {
+    "append, then a variable of the old length": ((("d", LONGER), ("d", NEW)), "/d/ice"),
+    "a variable, then an append": ((("d", NEW), ("d", LONGER)), "/d/time"),
+    "two new variables with a new dimension": ((("d", DEPTH_2), ("d", DEPTH_3)), "/d/v"),
+    "a subgroup inherits the coordinate": ((("d", LONGER), ("d/low", NEW)), "/d/low/ice"),
+    "a coordinate above a new variable": ((("d/low/er", NEW), ("d", LONGER)), "/d/time"),
+    "one array alone": ((("d", {"time": {"time": 5}}), ("d", NEW)), "/d/ice"),
+    "another group": ((("d", LONGER), ("other", NEW)), None),
+    "a sibling group": ((("d/high", DEPTH_2), ("d/low", DEPTH_3)), None),
+    "only coordinates are inherited": ((("d", DEPTH_2), ("d/low", DEPTH_3)), None),
+    "another dimension": ((("d", LONGER), ("d", {"mask": {"lat": 3}})), None),
+    "a length that was wrong before": ((("d", LONGER), ("d", {"ice": {"time": 9}})), None),
+    "a length that fits only together": ((("d", LONGER), ("d", FITTING)), None),
+    "the same new length": ((("d", DEPTH_2), ("d", {"w": {"depth": 2}})), None),
+}
+
+
+@pytest.mark.parametrize("zarr_format", [3, 2])
+@pytest.mark.parametrize("by_merge", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_lengths_that_do_not_fit_together(case: str, by_merge: bool, zarr_format: int) -> None:
+    (theirs, ours), path = CASES[case]
+    repo = Repository.create(icelite.in_memory_storage())
+    session = repo.writable_session("main")
+    dataset("d", START, zarr_format)(session)
+    repo.create_branch("ours", session.commit("start"))
+    branch = "ours" if by_merge else "main"
+    session, other = repo.writable_session(branch), repo.writable_session("main")
+    dataset(*theirs, zarr_format)(other)
+    dataset(*ours, zarr_format)(session)
+    other.commit("theirs")
+
+    def bring_together(solver: ConflictSolver) -> None:
+        if by_merge:
+            repo.merge("ours", "main", solver=solver)
+        else:
+            session.commit("ours", rebase_with=solver)
+
+    if by_merge:
+        session.commit("ours")
+    if path is None:
+        bring_together(ConflictDetector())
+        return
+    with pytest.raises(RebaseFailedError, match=r"dimension '(time|depth)' is") as caught:
+        bring_together(BasicConflictSolver())
+    assert path in {conflict.path for conflict in caught.value.conflicts}
+    assert {conflict.conflict_type for conflict in caught.value.conflicts} == {ConflictType.DimensionSizesDiffer}
+    bring_together(BasicConflictSolver(fail_on_different_dimension_sizes=False))
+
+
+def test_an_append_that_follows_theirs_is_looked_at_as_it_will_be(repo: Repository) -> None:
+    session = repo.writable_session("main")
+    root = zarr.open_group(session.store, path="d")
+    root.create_array("sst", data=np.arange(4), chunks=(1,), dimension_names=["time"])
+    session.commit("start")
+    first, second = repo.writable_session("main"), repo.writable_session("main")
+    for each, values in ((first, [4]), (second, [5, 6])):
+        zarr.open_array(each.store, path="d/sst").append(np.array(values))
+    zarr.open_group(first.store, path="d").create_array("ice", shape=(5,), dtype="i4", dimension_names=["time"])
+    first.commit("an append and a variable")
+    with pytest.raises(RebaseFailedError, match="7 long, and 5 in /d/ice"):
+        second.commit("another append", rebase_with=BasicConflictSolver(on_append=VersionSelection.UseOurs))
