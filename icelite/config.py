@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from icelite.credentials import AnyCredential, AnyS3Credential, S3Credentials
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InvalidInputError, has_secret
 from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig, S3Options
 
 _STORES: dict[str, tuple[type, ...]] = {
@@ -32,6 +32,12 @@ def normalize_prefix(url_prefix: str) -> str:
         ``storage-config`` when it has no scheme, a ``..``, or a NUL.
     """
     scheme, mark, rest = str(url_prefix).partition("://")
+    if scheme != "file" and ("@" in rest.partition("/")[0] or has_secret(url_prefix)):
+        raise InvalidInputError(
+            f"url_prefix {url_prefix!r} has a user, a password or a signature in it, which everybody who has the"
+            " catalog could read: leave it out, and pass credentials or headers with authorize_virtual_chunk_access",
+            ErrorKind.STORAGE_CONFIG,
+        )
     if not mark or not scheme.isalnum() or ".." in rest.split("/") or "\0" in rest:
         raise InvalidInputError(
             f"url_prefix {url_prefix!r} is not a URL prefix such as 's3://bucket/data/' or 'file:///data/'",
@@ -169,6 +175,9 @@ class RepositoryConfig:
         How long a write waits for another process; default 30.
     virtual_chunk_containers
         By URL prefix; see `VirtualChunkContainer`.
+    store_signed_urls
+        Whether references may be written whose URL carries a signature, such as a presigned one: everybody who has the
+        catalog can use it until it expires. Holds for this process only; default False.
 
     Raises
     ------
@@ -182,11 +191,15 @@ class RepositoryConfig:
         busy_timeout_seconds: float | None = None,
         virtual_chunk_containers: Mapping[str, VirtualChunkContainer] | None = None,
         object_target_bytes: int | None = None,
+        store_signed_urls: bool | None = None,
     ) -> None:
         self._inline_chunk_threshold_bytes: int | None = None
         self._busy_timeout_seconds: float | None = None
         self._object_target_bytes: int | None = None
         self._containers: dict[str, VirtualChunkContainer] | None = None
+        self._store_signed_urls: bool | None = None
+        if store_signed_urls is not None:
+            self.store_signed_urls = store_signed_urls
         if inline_chunk_threshold_bytes is not None:
             self.inline_chunk_threshold_bytes = inline_chunk_threshold_bytes
         if busy_timeout_seconds is not None:
@@ -235,6 +248,17 @@ class RepositoryConfig:
         self._busy_timeout_seconds = float(value)
 
     @property
+    def store_signed_urls(self) -> bool:
+        """Whether references may be written whose URL carries a signature."""
+        return bool(self._store_signed_urls)
+
+    @store_signed_urls.setter
+    def store_signed_urls(self, value: bool) -> None:
+        if type(value) is not bool:
+            raise _out_of_range("store_signed_urls", value, "True or False")
+        self._store_signed_urls = value
+
+    @property
     def virtual_chunk_containers(self) -> dict[str, VirtualChunkContainer] | None:
         """A copy of the containers by prefix; None when none was ever set."""
         return None if self._containers is None else dict(self._containers)
@@ -255,6 +279,8 @@ class RepositoryConfig:
     def merge(self, other: RepositoryConfig) -> RepositoryConfig:
         """A new configuration: this one with what ``other`` sets laid over it, container by container."""
         merged = RepositoryConfig.from_dict({**self.to_dict(), **other.to_dict()})
+        chosen = self if other._store_signed_urls is None else other
+        merged._store_signed_urls = chosen._store_signed_urls
         if self._containers is not None or other._containers is not None:
             merged._containers = dict(self._containers or {})
             for container in (other._containers or {}).values():

@@ -7,10 +7,13 @@ Every message names the id or path at fault, what was expected, what was found a
 
 from __future__ import annotations
 
+import re
+import reprlib
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
+from urllib.parse import unquote
 
 SHOWN_CHARACTERS = 300  # of a text that may come from a stranger, as an error repeats it
 
@@ -19,7 +22,13 @@ def shown(text: object) -> str:
     """A value as an error may repeat it: quoted, and cut where it is long."""
     if isinstance(text, str | bytes) and len(text) > SHOWN_CHARACTERS:
         return f"{text[:SHOWN_CHARACTERS]!r}... ({len(text)} in all)"
+    if isinstance(text, list | tuple | dict):
+        return _short.repr(text)
     return repr(text)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = SHOWN_CHARACTERS
 
 
 class ErrorKind(StrEnum):
@@ -132,13 +141,39 @@ _CLIENT_ERRORS = (
 
 
 def client_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """The exceptions of disks, of decompressors and of the clients of services, as far as those are imported, and more."""
+    """The exceptions of disks, decompressors and clients of services, as far as those are imported, and ``more``."""
     found: list[type[Exception]] = [OSError, EOFError, *more]
     for module, name in _CLIENT_ERRORS:
         kind = getattr(sys.modules.get(module), name, None)
         if isinstance(kind, type) and issubclass(kind, Exception):
             found.append(kind)
     return tuple(found)
+
+
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+_PARAMETER = re.compile(r"((?:[?&;#]|%3F|%26)([^=&;#\s]+?)(?:=|%3D))([^&;#\s'\"]+)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r".*(?:sig|signature|token|secret|password|passwd|pwd|auth|authorization|credentials?|api-?_?key"
+    r"|access-?_?key(?:-?_?id)?|hmac|jwt|hdnts|hdnea)",
+    re.IGNORECASE | re.DOTALL,
+)
+CUT = "***"
+
+
+def redact(text: str) -> str:
+    """Text with the passwords and signatures of all URLs in it cut out: the one rule for what is shown of a URL."""
+    if "://" not in text and "=" not in text and "%3" not in text:
+        return text
+    return _PARAMETER.sub(_cut, _USERINFO.sub(f"{CUT}@", text))
+
+
+def _cut(match: re.Match[str]) -> str:
+    return match[1] + CUT if _SECRET_NAME.fullmatch(unquote(match[2])) else match[0]
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL carries a password or a signature."""
+    return redact(url) != url
 
 
 class IceliteError(Exception):
@@ -153,6 +188,7 @@ class IceliteError(Exception):
     """
 
     def __init__(self, message: str, kind: ErrorKind = ErrorKind.UNKNOWN) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
         self.kind = kind

@@ -43,6 +43,7 @@ def import_icechunk(
     target: str | os.PathLike[str] | StorageConfig,
     *,
     objects: ObjectStorage | None = None,
+    store_signed_urls: bool = False,
     progress: Progress | None = None,
 ) -> ImportSummary:
     """Write the whole history of an Icechunk repository into a new icelite repository.
@@ -60,6 +61,8 @@ def import_icechunk(
     objects
         Where large chunks go, as in `Repository.create`; by default the catalog holds everything. Of an interrupted
         import objects are left that nothing refers to.
+    store_signed_urls
+        Take over references whose URL carries a signature; see `RepositoryConfig`.
     progress
         Called with the snapshots read and all there are.
 
@@ -91,7 +94,7 @@ def import_icechunk(
             refs.check_name(name, kind)
     reader = SnapshotReader(repository, None if folder is None else Manifests(folder))
     with naming("configuration"):
-        ours = _config(config)
+        ours = _config(config, store_signed_urls)
     if place.path is None:
         _Importer(reader, history, ours, place, objects, progress).run()
     else:
@@ -135,8 +138,8 @@ def _is_modern(repository: icechunk.Repository) -> bool:
     return int(repository.spec_version) >= 2
 
 
-def _config(theirs: icechunk.RepositoryConfig) -> RepositoryConfig:
-    config = RepositoryConfig(theirs.inline_chunk_threshold_bytes)
+def _config(theirs: icechunk.RepositoryConfig, store_signed_urls: bool) -> RepositoryConfig:
+    config = RepositoryConfig(theirs.inline_chunk_threshold_bytes, store_signed_urls=store_signed_urls)
     for container in (theirs.virtual_chunk_containers or {}).values():
         config.set_virtual_chunk_container(from_icechunk(container))
     return config

@@ -246,6 +246,7 @@ class _Array:
         for name, at, offset, length in rows:
             place = places.get(at)
             if place is None:
+                self.source.access.check_unsigned(at.path)
                 place = places[at] = self.writer.url(at), at.etag, None if at.etag else _whole_seconds(at)
             specs.append(icechunk.VirtualChunkSpec(chunk_position(name), place[0], offset, length, *place[1:]))
         left = self.target.store.set_virtual_refs("/" + self.entry.node.path, specs, validate_containers=False)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from numcodecs.registry import codec_registry, entries  # type: ignore[import-untyped]
+from numcodecs.registry import codec_registry, entries
 
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, shown
 from icelite.keys import CONSOLIDATED, DOCUMENTS, ancestors, check_path
 from icelite.metadata import ArrayInfo, array_info, check_document, parse_document
 
@@ -27,7 +26,6 @@ GROUP_DOCUMENTS = {
 
 BASE64 = "base64:"
 SHOWN = 5  # faults that a message lists
-_SHOWN_CHARACTERS = 200  # of a value in a message
 
 
 def malformed(origin: str, problem: str) -> InvalidInputError:
@@ -49,15 +47,6 @@ def common_kind(errors: Iterable[IceliteError], otherwise: ErrorKind) -> ErrorKi
     """The kind of all these errors, or ``otherwise`` when they differ."""
     kinds = {error.kind for error in errors}
     return kinds.pop() if len(kinds) == 1 else otherwise
-
-
-def shown(value: object) -> str:
-    """A value of a reference file for a message, shortened."""
-    return _short.repr(value)
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _SHOWN_CHARACTERS
 
 
 def inline_bytes(value: object) -> bytes:

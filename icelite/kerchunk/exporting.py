@@ -212,7 +212,8 @@ class _Exporter:
         return self._sources[number]
 
     def _absolute(self, location: Location) -> str:
-        url = self._session.access.url(location)
+        url = self._session.access.locator(location)
+        self._session.access.check_unsigned(url)
         if "://" not in url:
             raise InvalidInputError(
                 f"reference {url!r} is relative, and a catalog in memory has no directory to begin at",

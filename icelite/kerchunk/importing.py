@@ -91,8 +91,13 @@ def import_kerchunk(
     with _opened(repository) as repo:
         session = repo.writable_session(branch)
         _write(found, session.store, group, overwrite, validate_containers, progress)
-        origin = "kerchunk references" if isinstance(references, Mapping) else Path(os.fspath(references)).name
+        origin = "kerchunk references" if isinstance(references, Mapping) else _name(os.fspath(references))
         return session.commit(message or f"Import {found.references.count} chunks from {origin}", metadata)
+
+
+def _name(place: str) -> str:
+    """The last part of a path or URL, without what may be a signature."""
+    return Path(place.partition("?")[0] if "://" in place else place).name
 
 
 def write_references(

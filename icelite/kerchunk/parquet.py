@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from icelite.budget import unpacked_limit
-from icelite.errors import ErrorKind, InvalidInputError
-from icelite.kerchunk.documents import array_infos, inline_bytes, malformed, read_documents, rejected, shown
+from icelite.errors import ErrorKind, InvalidInputError, shown
+from icelite.kerchunk.documents import array_infos, inline_bytes, malformed, read_documents, rejected
 from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, ReferenceSet, check_extents
 from icelite.keys import CONSOLIDATED, join
 from icelite.metadata import ArrayInfo

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import fsspec
 
 from icelite.budget import unpacked_limit
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError, client_errors
-from icelite.kerchunk.documents import malformed, shown
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, client_errors, has_secret, shown
+from icelite.kerchunk.documents import malformed
 from icelite.kerchunk.parquet import PARQUET_METADATA, read_parquet
 from icelite.kerchunk.reference_set import ReferenceSet, collect_references
 from icelite.kerchunk.templates import Allowance, Template, generate, read_templates
@@ -73,6 +73,12 @@ def read_references(
             ErrorKind.INVALID_ARGUMENT,
         )
     place = _absolute(os.fspath(references))
+    if place.startswith(("http://", "https://")) and "@" in place.split("/")[2]:
+        raise InvalidInputError(
+            f"reference file {place!r} has a user or password in its URL: pass them in storage_options,"
+            " as fsspec's file system of web servers takes them",
+            ErrorKind.INVALID_ARGUMENT,
+        )
     found = _read(place, storage_options or {}, max_generated)
     return ReferenceFile(found, folder or place.rpartition("/")[0] or "/", own=False)
 
@@ -92,17 +98,27 @@ def _read(place: str, storage_options: Mapping[str, Any], max_generated: int) ->
         if fs.isdir(path):
             raise malformed(origin, f"is a folder without {PARQUET_METADATA}, so it holds no references in parquet")
         data = _unpacked(fs.cat_file(path), path, origin)
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"there is no reference file {origin}", ErrorKind.INVALID_ARGUMENT) from error
+    except IceliteError:
+        raise
     except client_errors(ValueError, ImportError) as error:  # the last two are fsspec's
-        if isinstance(error, IceliteError):
-            raise
-        raise malformed(origin, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        failure = _failure(error, origin)
+        cause = None if has_secret(place) else error
+    else:
+        return _parse(_json(data, origin), origin, max_generated)
+    raise failure from cause  # out here, an exception that tells the URL is not the context of this one
+
+
+def _failure(error: Exception, origin: str) -> InvalidInputError:
+    if isinstance(error, FileNotFoundError):
+        return InvalidInputError(f"there is no reference file {origin}", ErrorKind.INVALID_ARGUMENT)
+    return malformed(origin, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _json(data: bytes, origin: str) -> Any:
     try:
-        content = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # also of a number with too many digits
         raise malformed(origin, f"is not JSON: {error}") from error
-    return _parse(content, origin, max_generated)
 
 
 def _unpacked(data: bytes, path: str, origin: str) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icelite.budget import MAX_KEY_CHARACTERS
-from icelite.errors import InvalidInputError
+from icelite.errors import InvalidInputError, shown
 from icelite.kerchunk.documents import (
     Documents,
     array_infos,
@@ -23,7 +23,6 @@ from icelite.kerchunk.documents import (
     malformed,
     read_documents,
     rejected,
-    shown,
 )
 from icelite.keys import CONSOLIDATED, DOCUMENTS, ChunkKeys, ancestors, join
 from icelite.metadata import ArrayInfo

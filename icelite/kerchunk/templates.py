@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from icelite.budget import MAX_GENERATED, MAX_LOCATION_CHARACTERS
-from icelite.errors import ErrorKind, InvalidInputError
-from icelite.kerchunk.documents import malformed, shown
+from icelite.errors import ErrorKind, InvalidInputError, shown
+from icelite.kerchunk.documents import malformed
 
 Names: TypeAlias = Mapping[str, Any]  # text, a number, or a `Template` to be called
 

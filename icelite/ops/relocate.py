@@ -17,7 +17,7 @@ from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
 from icelite.catalog.permissions import check_online
 from icelite.config import VirtualChunkContainer, covers, longest_covering
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError, NotFoundError, StorageError
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, NotFoundError, StorageError, redact
 from icelite.ops.prefixes import Prefix, check_location, join, parent, parse_prefix
 from icelite.storage import StorageConfig
 from icelite.types import Location, Relocation, SourceStamp
@@ -64,9 +64,9 @@ class Plan:
         """What to tell."""
         return Relocation(
             count=len(self.after),
-            old_prefix=str(self.old),
-            new_prefix=str(self.new),
-            examples=tuple(list(self.urls.values())[:SHOWN]),
+            old_prefix=redact(str(self.old)),
+            new_prefix=redact(str(self.new)),
+            examples=tuple((redact(old), redact(new)) for old, new in list(self.urls.values())[:SHOWN]),
             containers=(*self.moved.values(), *(container.url_prefix for container in self.added)),
         )
 
@@ -76,6 +76,8 @@ def relocate(
 ) -> tuple[Relocation, dict[str, str]]:
     """Rewrite locations; what was done, and the containers that moved. See `Repository.relocate`."""
     old, new = (parse_prefix(prefix, catalog.storage) for prefix in (old_prefix, new_prefix))
+    if "://" in new_prefix and not new_prefix.startswith("file://"):
+        access.check_unsigned(new_prefix)
     with catalog.read() as txn:
         known = settings.list_containers(txn)
         plan = make_plan(location_table.load_locations(txn), known, old, new, catalog.storage)

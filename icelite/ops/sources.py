@@ -14,7 +14,7 @@ from icelite.catalog.chunks import Use, list_uses
 from icelite.catalog.database import Catalog
 from icelite.catalog.locations import lookup_location
 from icelite.catalog.settings import list_containers
-from icelite.errors import ErrorKind, IceliteError
+from icelite.errors import ErrorKind, IceliteError, redact
 from icelite.types import ChunkType, Location, Problem, Progress, SourceInfo, Sources, View
 from icelite.virtual import VirtualAccess
 
@@ -24,20 +24,27 @@ OK, CHANGED, MISSING = "ok", "changed", "missing"
 UNREADABLE, NOT_AUTHORISED = "unreadable", "not authorised"
 
 
-def list_sources(catalog: Catalog, access: VirtualAccess, view: View) -> Sources:
-    """The sources of a snapshot, unchecked; see `Repository.sources`."""
+def list_sources(
+    catalog: Catalog, access: VirtualAccess, view: View, *, check: bool = False, progress: Progress | None = None
+) -> Sources:
+    """The sources of a snapshot; see `Repository.sources`."""
     with catalog.read() as txn:
         access.reload(list_containers(txn))  # another process may have added one
         uses = list_uses(txn, view)
         found = [(use, lookup_location(catalog, use.location_id)) for use in uses]
-    rows = [_info(access, use, place) for use, place in found if place.kind == ChunkType.virtual]
-    return Sources(sorted(rows, key=lambda row: (row.url, row.modified_at or 0, row.etag or "", row.size or 0)))
+    rows = [(_info(access, use, place), place) for use, place in found if place.kind == ChunkType.virtual]
+    rows.sort(key=lambda pair: _order(pair[0]))
+    return Sources(list(_checked(access, rows, progress)) if check else [row for row, _ in rows])
+
+
+def _order(row: SourceInfo) -> tuple[str, int, str, int]:
+    return row.url, row.modified_at or 0, row.etag or "", row.size or 0
 
 
 def _info(access: VirtualAccess, use: Use, place: Location) -> SourceInfo:
     return SourceInfo(
         url=access.url(place),
-        path=place.path,
+        path=redact(place.path),
         container=place.container,
         references=use.references,
         bytes=use.bytes,
@@ -48,23 +55,18 @@ def _info(access: VirtualAccess, use: Use, place: Location) -> SourceInfo:
     )
 
 
-def check_sources(access: VirtualAccess, sources: Sources, progress: Progress | None = None) -> Sources:
+def _checked(
+    access: VirtualAccess, rows: list[tuple[SourceInfo, Location]], progress: Progress | None
+) -> Iterator[SourceInfo]:
     """The same sources with the state that each is found in."""
-    rows = []
-    for row in _checked(access, sources):
-        rows.append(row)
-        if progress is not None:
-            progress(len(rows), len(sources))
-    return Sources(rows)
-
-
-def _checked(access: VirtualAccess, sources: Sources) -> Iterator[SourceInfo]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from pool.map(lambda row: _check(access, row), sources)
+        for done, row in enumerate(pool.map(lambda pair: _check(access, *pair), rows), start=1):
+            yield row
+            if progress is not None:
+                progress(done, len(rows))
 
 
-def _check(access: VirtualAccess, row: SourceInfo) -> SourceInfo:
-    place = Location(ChunkType.virtual, row.path, row.container, row.size, row.etag, row.modified_at)
+def _check(access: VirtualAccess, row: SourceInfo, place: Location) -> SourceInfo:
     try:
         found = access.open(place, None).check(None)
     except IceliteError as error:

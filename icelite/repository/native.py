@@ -21,7 +21,7 @@ from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting, save_setting
 from icelite.config import VirtualChunkContainer
 from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InvalidInputError, has_secret
 from icelite.objects import Connect, NoObjects, Objects, ReadOnlyObjects, RemoteObjects, S3Connect
 from icelite.storage import (
     EXTENSION,
@@ -114,9 +114,9 @@ def locate_objects(given: ObjectStorage, storage: StorageConfig) -> Place:
         )
     scheme, mark, rest = text.partition("://")
     if mark and scheme != "file":
-        if scheme not in SCHEMES or not rest.strip("/") or ".." in rest.split("/") or "@" in rest:
-            raise InvalidInputError(  # what precedes an @ may be a password
-                f"objects='{scheme}://{rest.rpartition('@')[2]}' is not a URL that objects can be written to; expected"
+        if scheme not in SCHEMES or not rest.strip("/") or ".." in rest.split("/") or has_secret(text):
+            raise InvalidInputError(
+                f"objects={text!r} is not a URL that objects can be written to; expected"
                 f" one of {', '.join(SCHEMES)}:// with a bucket, and credentials in a StorageConfig",
                 ErrorKind.STORAGE_CONFIG,
             )

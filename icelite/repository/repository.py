@@ -78,6 +78,7 @@ class Repository(AsynchronousRepository):
             access=access,
             catalog=catalog.storage.path,
             place=catalog.storage.place,
+            signed=self._config.store_signed_urls,
         )
 
     # -- coming into being -------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ class SourceFiles(Sessions, Administration):
             ``invalid-argument``, ``invalid-snapshot-id``; ``branch-not-found``, ``tag-not-found``;
             ``snapshot-not-found``.
         """
-        found = ops.sources.list_sources(self._catalog, self._access, self._view(branch, tag, snapshot_id))
-        return ops.sources.check_sources(self._access, found, progress) if check else found
+        view = self._view(branch, tag, snapshot_id)
+        return ops.sources.list_sources(self._catalog, self._access, view, check=check, progress=progress)
 
     def verify_sources(
         self,

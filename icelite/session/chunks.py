@@ -14,7 +14,7 @@ from icelite import types
 from icelite.catalog.locations import INLINE
 from icelite.catalog.positions import as_grid
 from icelite.change_set import ChangeSet, StagedRef
-from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError
+from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, redact
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.payload import Payloads
@@ -254,7 +254,7 @@ class Chunks:
 
 
 def _stored(location: Location) -> str:
-    return location.path if location.container is None else f"vcc://{location.container}/{location.path}"
+    return redact(location.path if location.container is None else f"vcc://{location.container}/{location.path}")
 
 
 def _checked_name(position: Iterable[int], path: str, info: ArrayInfo) -> str:

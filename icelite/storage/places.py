@@ -86,6 +86,7 @@ def check_bucket(bucket: str) -> None:
         ``storage-config``.
     """
     if not _BUCKET.fullmatch(bucket):
+        bucket = bucket.rpartition("@")[2]  # what precedes an @ may be a password
         raise InvalidInputError(f"{bucket!r} is not the name of a bucket", ErrorKind.STORAGE_CONFIG)
 
 

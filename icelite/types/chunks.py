@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import IntEnum
+
+from icelite.errors import redact
 
 
 class ChunkType(IntEnum):
@@ -42,6 +44,9 @@ class Location:
     size: int | None = None
     etag: str | None = None
     modified_at: int | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,15 @@ class VirtualChunkSpec:
     length: int
     etag_checksum: str | None = None
     last_updated_at_checksum: datetime | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+def _shown(value: Location | VirtualChunkSpec) -> str:
+    """A dataclass's repr, with the signatures of URLs cut out."""
+    pairs = (f"{field.name}={getattr(value, field.name)!r}" for field in fields(value))
+    return redact(f"{type(value).__name__}({', '.join(pairs)})")
 
 
 def chunk_name(position: Iterable[int]) -> str:

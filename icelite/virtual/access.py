@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from icelite import virtual
 from icelite.config import VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential, check_credential
+from icelite.errors import redact
 from icelite.storage import RemotePlace
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import refusal
@@ -31,6 +32,7 @@ from icelite.virtual.urls import (
     bad_reference,
     check_remote,
     check_segments,
+    check_unsigned,
     existing_path,
     file_path,
     is_under,
@@ -65,6 +67,8 @@ class VirtualAccess(KnownContainers):
         The catalog file, which is never opened as a source, and whose name messages use.
     place
         The bucket or web server of a remote catalog, from whose prefix relative references start.
+    signed
+        Whether references with a signature in their URL may be written.
 
     Attributes
     ----------
@@ -87,6 +91,7 @@ class VirtualAccess(KnownContainers):
         access: Mapping[str, AnyCredential | None],
         catalog: Path | None = None,
         place: RemotePlace | None = None,
+        signed: bool = False,
     ) -> None:
         for prefix, credential in access.items():
             check_credential(prefix, credential)
@@ -97,6 +102,7 @@ class VirtualAccess(KnownContainers):
         self._declared = {container.url_prefix: container for container in declared.values()}
         self._access = {normalize_prefix(prefix): credential for prefix, credential in access.items()}
         self._place = place
+        self._signed = signed
         self._catalog = None if catalog is None else os.path.realpath(catalog)
         self._own_files: set[str] = set()
         self._sources: dict[Location, Source] = {}
@@ -134,10 +140,13 @@ class VirtualAccess(KnownContainers):
             container, path = name_and_path(url)
             url = self._prefix_of(container, url) + path
             self._check(url)
+            self.check_unsigned(url)
         elif scheme == "" and self._place is not None and not url.startswith("/"):
             path = relative_path(url.removeprefix("./"))
+            self.check_unsigned(url)
         elif scheme not in ("", "file"):
             check_remote(url)
+            self.check_unsigned(url)
             inside = None if self._place is None else virtual.remote.path_inside(self._place, url)
             if inside is not None:
                 path = inside
@@ -148,6 +157,11 @@ class VirtualAccess(KnownContainers):
         if stamp.etag is not None and (path.startswith("file://") or (self._place is None and "://" not in url)):
             raise bad_reference(url, "has an ETag as its checksum, which local files lack; pass a datetime")
         return Location(ChunkType.virtual, path, container, stamp.size, stamp.etag, stamp.modified_at)
+
+    def check_unsigned(self, url: str) -> None:
+        """Refuse a URL with a signature in it where the caller did not ask to store such; see `urls.check_unsigned`."""
+        if not self._signed:
+            check_unsigned(url)
 
     def _locate_file(self, url: str) -> str:
         absolute = self._absolute_path(url)
@@ -258,7 +272,7 @@ class VirtualAccess(KnownContainers):
     def _admit(self, location: Location, chunk: str | None) -> Source:
         if location.container is None and scheme_of(location.path) == "":
             return self._open_relative(location, chunk)
-        url = self.url(location)
+        url = self.locator(location)
         self._check(url)
         if location.container is None and location.path in self._own_files:
             return self._local(location, os.path.realpath(existing_path(file_path(url))), url, check_time=True)
@@ -324,7 +338,11 @@ class VirtualAccess(KnownContainers):
     # ---- asking
 
     def url(self, location: Location) -> str:
-        """The absolute URL of a location, for display; a relative path as it is when the catalog is in memory.
+        """The absolute URL of a location for display: `locator`, with a signature cut out."""
+        return redact(self.locator(location))
+
+    def locator(self, location: Location) -> str:
+        """The absolute URL of a location; a relative path as it is when the catalog is in memory.
 
         Raises
         ------
@@ -346,7 +364,7 @@ class VirtualAccess(KnownContainers):
 
     def is_local(self, location: Location) -> bool:
         """Whether a location's bytes are in a file of this machine."""
-        url = self.url(location)
+        url = self.locator(location)
         return url.startswith("file://") or "://" not in url
 
     def required(self, locations: Iterable[Location]) -> dict[str, str]:
@@ -354,7 +372,7 @@ class VirtualAccess(KnownContainers):
 
         Relative locations need nothing and are left out.
         """
-        urls = (self.url(location) for location in locations if location.container or "://" in location.path)
+        urls = (self.locator(location) for location in locations if location.container or "://" in location.path)
         prefixes = {self.suggested_prefix(url) for url in urls}
         return {prefix: refusal.expression(prefix) for prefix in sorted(prefixes)}
 

@@ -12,7 +12,7 @@ import re
 from urllib.parse import unquote
 
 from icelite.budget import MAX_LOCATION_CHARACTERS
-from icelite.errors import ErrorKind, InvalidInputError, shown
+from icelite.errors import ErrorKind, InvalidInputError, has_secret, shown
 
 BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "memory")  # schemes whose URLs are a bucket and a key
 WEB = ("https", "http")
@@ -159,6 +159,23 @@ def existing_path(path: str) -> str:
 def is_under(path: str, directory: str) -> bool:
     """Whether an absolute path is a directory or lies below it; both without links or dots."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def check_unsigned(url: str) -> None:
+    """Refuse a URL with a signature in it, which would stay in the catalog for everybody to use.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``.
+    """
+    if has_secret(url):
+        raise bad_reference(
+            url,
+            "carries a signature or a password, which everybody who has the catalog could use: refer to the URL without"
+            " it and pass credentials or headers on opening; or, if it is meant to be stored, open the repository with"
+            " config=icelite.RepositoryConfig(store_signed_urls=True)",
+        )
 
 
 def bad_reference(url: object, problem: str) -> InvalidInputError:

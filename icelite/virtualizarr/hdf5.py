@@ -97,7 +97,7 @@ def open_hdf5(access: VirtualAccess, url: str, stamp: SourceStamp) -> Iterator[h
 
     if importlib.util.find_spec("hdf5plugin") is not None:
         __import__("hdf5plugin")  # registers more filters with HDF5
-    name = os.path.realpath(existing_path(file_path(access.url(location)))) if source.is_local else None
+    name = os.path.realpath(existing_path(file_path(access.locator(location)))) if source.is_local else None
     # a name lets HDF5 find the files that hold external data; no lock, since whoever writes there must not be stopped
     target = SourceFile(source, stamp.size) if name is None else name
     with h5py.File(target, "r", **({} if name is None else {"locking": False})) as file:
