@@ -14,6 +14,7 @@ from icelite.archive.agreement import Opened, check_agreement, check_chunk_borde
 from icelite.archive.inputs import name_of
 from icelite.archive.scan import COPIED
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.formats.parsed import INSPECTED
 from icelite.virtualizarr.arrays import is_virtual
 from icelite.virtualizarr.sources import SOURCES_KEY
 
@@ -49,6 +50,7 @@ def combine_files(files: Sequence[Opened], concat_dim: str | None) -> xr.Dataset
     combined.encoding[SOURCES_KEY] = {
         u: stamp for _, ds in files for u, stamp in ds.encoding.get(SOURCES_KEY, {}).items()
     }
+    combined.encoding[INSPECTED] = {u: i for _, ds in files for u, i in ds.encoding.get(INSPECTED, {}).items()}
     combined.encoding[COPIED] = {n: why for _, ds in files for n, why in (ds.encoding.get(COPIED) or {}).items()}
     return combined
 

@@ -44,7 +44,7 @@ class Parsing:
             try:
                 dataset = open_virtual(url, registry=self.reach.registry, **self.options)
                 sources = dict(dataset.encoding.get(SOURCES_KEY, {}))
-                copied = dataset.encoding.get(COPIED)
+                record = {key: found for key, found in dataset.encoding.items() if str(key).startswith("icelite_")}
                 if self.preprocess is not None:
                     dataset = _preprocess(self.preprocess, url, dataset)
                 check_whole(dataset, sources)
@@ -52,7 +52,7 @@ class Parsing:
                 return Scanned(url, problem=error)
             except Exception as error:  # noqa: BLE001  # a parser's, or an object store's: it is about this file
                 return Scanned(url, problem=_unreadable(url, error))
-        dataset.encoding = {**dataset.encoding, SOURCES_KEY: sources, COPIED: copied}
+        dataset.encoding = {**dataset.encoding, **record}
         return Scanned(url, dataset, warned=[(str(w.message), w.category) for w in caught])
 
 

@@ -1,34 +1,31 @@
-"""HDF5 and netCDF4: VirtualiZarr's ``HDFParser`` for what can be referenced, h5py for what must be copied.
+"""HDF5 and netCDF4: references to the chunks of what is recognised in full, copies by h5py of everything else.
 
-Every dataset is looked at with h5py first, because the parser would read some as fill values without a word: external
-storage, virtual datasets, external links, dimensions that grew in one variable only.
+A file is opened and inspected once. What h5py cannot read, or Zarr cannot store, is left out with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import math
+import warnings
+from collections.abc import Collection
 from typing import Any
 
 import h5py
 import numpy as np
 import xarray as xr
+from h5py import h5d
 
-from icelite.formats.hdf5_datasets import (
-    check_storable,
-    dims_of,
-    find_reason,
-    is_unwritten,
-    text_attributes,
-    unwritten,
-)
-from icelite.formats.manifests import is_fill_value, packing_attributes, with_dims
+from icelite.formats.hdf5_attributes import Attributes
+from icelite.formats.hdf5_dimensions import PREFIX, Group, Survey, is_dimension_only
+from icelite.formats.hdf5_files import find_problem_elsewhere, open_hdf5, reopened
+from icelite.formats.hdf5_layout import Layout, describe_filter, filters_of, find_layout
+from icelite.formats.manifests import is_fill_value, json_attributes, packing_attributes
+from icelite.formats.names import stored_name
 from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
-from icelite.formats.source import SourceFile, describe
+from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
 
-_NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
-_PREFIX = "_nc4_non_coord_"  # netCDF4 marks so a variable that has a dimension's name and is not its coordinate
+_SMALL_BYTES = 65_536  # values that are read at once: no more than HDF5 keeps among the metadata
 
 
 def parse(
@@ -39,134 +36,195 @@ def parse(
     Raises
     ------
     InvalidInputError
-        ``invalid-argument`` for a group that is not there, ``unreferenceable-data`` for values that Zarr cannot
-        store at all, ``missing-package`` for a filter that only hdf5plugin has.
+        ``invalid-argument`` for a group that is not there.
     """
-    with _opened(source) as file:
-        node = file.get(group or "/")
-        if not isinstance(node, h5py.Group):
-            groups = [name for name, member in file.items() if isinstance(member, h5py.Group)]
-            raise no_group(source, group, groups)
-        return _parse_group(source, stamp, node, frozenset(dropped), whole_tree, [])
+    with open_hdf5(source) as file:
+        survey = Survey(file)
+        found = survey.root
+        for name in group.split("/") if group else ():
+            if name not in found.groups:
+                raise no_group(source, group, found.groups)
+            found = found.groups[name]
+        return _Parsing(source, stamp, file, survey, frozenset(dropped)).group(found, whole_tree)
 
 
-@contextmanager
-def _opened(source: SourceFile) -> Iterator[Any]:
-    if source.path is not None:
-        with h5py.File(source.path, "r") as file:
-            yield file
-        return
-    with source.open() as stream, h5py.File(stream, "r") as file:
-        yield file
+class _Parsing:
+    """One pass over the groups of an open file."""
+
+    def __init__(
+        self, source: SourceFile, stamp: SourceStamp, file: h5py.File, survey: Survey, dropped: frozenset[str]
+    ) -> None:
+        self._source, self._stamp, self._file = source, stamp, file
+        self._survey, self._dropped = survey, dropped
+
+    def group(self, group: Group, whole_tree: bool) -> ParsedGroup:
+        attributes = self._attributes(group.path or "/", Attributes(group.node))
+        names = attributes.pop("coordinates", "")
+        parsed = ParsedGroup(attributes=json_attributes(attributes))
+        parsed.coordinates = tuple(names.split()) if isinstance(names, str) else ()
+        problems = group.problems if whole_tree else {}
+        parsed.skipped = {name: why for name, why in problems.items() if name not in self._dropped}
+        for name, dataset in group.datasets.items():
+            if name not in self._dropped and not is_dimension_only(dataset):
+                self._add(parsed, group, name, dataset)
+        for name, below in group.groups.items() if whole_tree else ():
+            if name not in self._dropped:
+                plain = self._name(name, (*parsed.arrays, *parsed.copied, *parsed.groups))
+                parsed.groups[plain] = self.group(below, whole_tree)
+        return parsed
+
+    def _name(self, name: str, taken: Collection[str]) -> str:
+        plain = stored_name(name, taken)
+        if plain != name:
+            warnings.warn(f"{name!r} of {self._source.url!r} is called {plain!r}, as Zarr's names are", stacklevel=6)
+        return plain
+
+    def _attributes(self, path: str, attributes: Attributes) -> dict[str, Any]:
+        if attributes.dropped:
+            told = "; ".join(f"{name!r}: {why}" for name, why in attributes.dropped.items())
+            warnings.warn(f"attributes of {path!r} of {self._source.url!r} are dropped: {told}", stacklevel=6)
+        return attributes.values
+
+    def _add(self, parsed: ParsedGroup, group: Group, name: str, dataset: h5py.Dataset) -> None:
+        path = f"{group.path}/{name}"
+        plain = self._name(name.removeprefix(PREFIX), (*parsed.arrays, *parsed.copied, *parsed.groups))
+        attributes = self._attributes(path, Attributes(dataset))
+        layout: Layout | str = "it is in another file (an external link)"
+        if dataset.file.filename == self._file.filename:
+            layout = find_layout(path.lstrip("/"), dataset)
+        fill = attributes.get("_FillValue")
+        if isinstance(layout, Layout) and fill is not None and not is_fill_value(fill, layout.dtype):
+            layout = "its _FillValue is text, or no value of its type, which Zarr has no form for"
+        dims, shape = self._survey.names(group, name), self._survey.sizes(group, name)
+        dims = tuple(stored_name(dim, ()) for dim in dims)
+        if isinstance(layout, Layout):
+            inner = layout.shape[len(shape) :]
+            dims += tuple(f"{plain}_{index}" for index in range(len(inner)))
+            parsed.arrays[plain] = layout.build(
+                self._source.url, (*shape, *inner), dims, json_attributes(attributes, layout.dtype)
+            )
+            parsed.packing[plain] = packing_attributes(attributes)
+            parsed.unfiltered.update(layout.gaps)
+            return
+        problem = find_unreadable(dataset) or find_problem_elsewhere(self._file, dataset)
+        if problem is not None:
+            parsed.skipped[plain] = problem
+            return
+        parsed.copied[plain] = Copied(self._copy(path, dataset, dims, shape, attributes), layout)
+
+    def _copy(
+        self,
+        path: str,
+        dataset: h5py.Dataset,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        attributes: dict[str, Any],
+    ) -> xr.Variable:
+        dtype = _copied_dtype(dataset)
+        inner = dataset.dtype.shape
+        dims += tuple(f"{path.rpartition('/')[2]}_{index}" for index in range(len(inner)))
+        shape += inner
+        if "_FillValue" in attributes and not is_fill_value(attributes["_FillValue"], dtype):
+            del attributes["_FillValue"]
+        if dataset.id.get_create_plist().get_layout() == h5d.COMPACT and math.prod(shape) * dtype.itemsize <= (
+            _SMALL_BYTES
+        ):
+            values = _select(dataset, tuple(slice(0, size) for size in shape))
+            encoding = {} if "_FillValue" in attributes else {"_FillValue": None}
+            return xr.Variable(dims, values, attributes, encoding)
+        return lazy_copy(self._source, self._stamp, path, read_values, dims, shape, dtype, attributes)
 
 
-def _parse_group(
-    source: SourceFile, stamp: SourceStamp, node: Any, dropped: frozenset[str], whole_tree: bool, phony: list[int]
-) -> ParsedGroup:
-    members = {name: node.get(name) for name in node}
-    below = {name for name, member in members.items() if isinstance(member, h5py.Group)}
-    datasets = {name: member for name, member in members.items() if isinstance(member, h5py.Dataset)}
-    variables = {name: one for name, one in datasets.items() if name not in dropped and not _is_dimension_only(one)}
-    copied = {name: reason for name, one in variables.items() if (reason := find_reason(source, one, node.file))}
-    for name in copied:
-        check_storable(source, variables[name])
-    empty = [
-        name for name, one in variables.items() if name not in copied and is_unwritten(one) and not one.dtype.names
-    ]
-    whole = [name for name in variables if name not in copied and name not in empty]
-    arrays, attributes, failed = _reference(source, node, list(members), whole)
-    copied |= failed
-    arrays |= {name: unwritten(source, variables[name]) for name in empty}
-    dims = dims_of(datasets, phony)
-    sizes = _sizes(variables, dims)
-    parsed = ParsedGroup(attributes=attributes)
-    for name, dataset in variables.items():
-        shape = tuple(sizes[dim] for dim in dims[name])
-        if name in arrays:
-            parsed.arrays[name.removeprefix(_PREFIX)] = with_dims(arrays[name], dims[name], shape)
-            parsed.packing[name.removeprefix(_PREFIX)] = packing_attributes(dataset.attrs)
-        else:
-            path = f"{node.name.rstrip('/')}/{name}"
-            variable = _copy(source, stamp, path, dataset, dims[name], shape)
-            parsed.copied[name.removeprefix(_PREFIX)] = Copied(variable, copied[name])
-    if whole_tree:
-        for name in sorted(below - dropped):
-            parsed.groups[name] = _parse_group(source, stamp, members[name], dropped, whole_tree, phony)
-    return parsed
-
-
-def _is_dimension_only(dataset: Any) -> bool:
-    """Whether it is netCDF4's stand-in for a dimension that has no coordinate variable."""
-    name = dataset.attrs.get("NAME", b"") if h5py.h5ds.is_scale(dataset.id) else b""
-    return isinstance(name, bytes | np.bytes_) and bytes(name).startswith(_NO_VARIABLE)
-
-
-def _reference(
-    source: SourceFile, node: Any, members: list[str], names: list[str]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """The arrays and attributes of a group, and why the parser refused others."""
+def find_unreadable(dataset: h5py.Dataset) -> str | None:
+    """Why h5py cannot read a dataset's values, or Zarr cannot store them, or None."""
+    if dataset.shape is None:
+        return None
+    kind = dataset.id.get_type()
     try:
-        arrays, attributes = _run_parser(source, node.name, members, names)
-    except Exception:  # noqa: BLE001  # the parser's; found out below for each variable
-        arrays, failed = {}, {}
-        for name in names:
-            try:
-                arrays |= _run_parser(source, node.name, members, [name])[0]
-            except Exception as error:  # noqa: BLE001
-                failed[name] = describe(error)
-                check_storable(source, node[name])
-        return arrays, text_attributes(node), failed
-    return arrays, attributes, {}
+        dtype = kind.dtype
+    except (TypeError, ValueError, NotImplementedError) as error:
+        return f"h5py has no type for its values: {error}"
+    if h5py.check_vlen_dtype(dtype) in (str, bytes):
+        return _find_missing_filter(dataset)
+    if h5py.check_vlen_dtype(dtype) is not None:
+        return f"it holds lists of variable length of {h5py.check_vlen_dtype(dtype)}, which Zarr cannot store"
+    if h5py.check_ref_dtype(dtype) is not None:
+        return "it holds references to other objects of the file, which Zarr cannot store"
+    return _find_unstorable(dtype.base) or _find_missing_filter(dataset)
 
 
-def _run_parser(
-    source: SourceFile, group: str, members: list[str], names: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    from virtualizarr.parsers import HDFParser
-
-    parser = HDFParser(group=None if group == "/" else group, drop_variables=[n for n in members if n not in names])
-    if source.path is not None:
-        path: Any = source.path  # h5py takes one too: four times faster than a stream, and links to other files work
-        parser.reader_factory = lambda *_: path
-    parsed = ParsedGroup.of_store(parser(url=source.url, registry=source.stores))
-    return parsed.arrays, parsed.attributes
+def _find_unstorable(dtype: np.dtype[Any]) -> str | None:
+    if dtype.hasobject:
+        return "it holds records with fields of variable length or references, which Zarr cannot store"
+    if dtype.names and any(dtype[name].subdtype or dtype[name].names for name in dtype.names):
+        return "it holds records with arrays or records in them, which Zarr cannot store"
+    fields = [dtype[name] for name in dtype.names or ()] or [dtype]
+    if any(field.kind in "fc" and field.itemsize > (8 if field.kind == "f" else 16) for field in fields):
+        return "it holds numbers of more than 64 bits, which Zarr cannot store"
+    return None
 
 
-def _sizes(variables: dict[str, Any], dims: dict[str, tuple[str, ...]]) -> dict[str, int]:
-    """Length of every dimension: that of the variable in which it has grown most, as netCDF has it."""
-    sizes: dict[str, int] = {}
-    for name, dataset in variables.items():
-        for dim, size in zip(dims[name], dataset.shape or (), strict=False):
-            sizes[dim] = max(size, sizes.get(dim, 0))
-        if dataset.shape is None:
-            sizes[dims[name][0]] = 0
-    return sizes
+def _find_missing_filter(dataset: h5py.Dataset) -> str | None:
+    numbers = [number for number, _ in filters_of(dataset.id.get_create_plist())]
+    missing = [number for number in numbers if not h5py.h5z.filter_avail(number)]
+    if not missing or not dataset.id.get_storage_size():
+        return None
+    return (
+        f"it is compressed with the HDF5 filter {', '.join(map(describe_filter, missing))}, which needs the package"
+        " 'hdf5plugin' (pip install hdf5plugin) or a plugin of its own"
+    )
 
 
-def _copy(
-    source: SourceFile, stamp: SourceStamp, path: str, dataset: Any, dims: tuple[str, ...], shape: tuple[int, ...]
-) -> xr.Variable:
-    attributes = text_attributes(dataset)
-    if "_FillValue" in attributes and not is_fill_value(attributes["_FillValue"], dataset.dtype):
-        del attributes["_FillValue"]
-    vlen = h5py.check_vlen_dtype(dataset.dtype)
-    dtype = h5py.string_dtype() if vlen in (str, bytes) else np.dtype(dataset.dtype.str)
-    if dataset.dtype.names:
-        dtype = dataset.dtype
-    return lazy_copy(source, stamp, path, read_values, dims, shape, dtype, attributes)
+def _copied_dtype(dataset: h5py.Dataset) -> np.dtype[Any]:
+    """The type of copied values: packed, in the machine's byte order."""
+    if dataset.shape is not None and h5py.check_vlen_dtype(dataset.dtype) in (str, bytes):
+        text: np.dtype[Any] = h5py.string_dtype()
+        return text
+    dtype: np.dtype[Any] = dataset.dtype.base
+    if dtype.names:
+        return np.dtype([(name, dtype[name].newbyteorder("=")) for name in dtype.names])
+    if dataset.shape is None and dtype.hasobject:
+        return np.dtype("f8")
+    plain: np.dtype[Any] = np.dtype(dtype.str).newbyteorder("=")
+    return plain
 
 
-def read_values(source: SourceFile, name: str, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
-    """Values of one dataset; where it is shorter than its dimension, its fill value."""
-    with _opened(source) as file:
-        dataset = file[name]
-        if dataset.shape is None:
-            return np.asarray(np.empty(0, dataset.dtype)[key])
-        strings = h5py.check_vlen_dtype(dataset.dtype) in (str, bytes)
-        values = np.asarray(dataset.asstr()[()] if strings else dataset[()], dtype=object if strings else None)
-        stops = [part.stop if isinstance(part, slice) else part + 1 for part in key]
-        missing = [max(0, (stop or 0) - size) for stop, size in zip(stops, dataset.shape, strict=True)]
-        if any(missing):
-            fill = "" if strings else dataset.fillvalue
-            values = np.pad(values, [(0, n) for n in missing], constant_values=fill)
-        return np.asarray(values[key])
+def read_values(source: SourceFile, path: str, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """Values of one dataset; where it is shorter than its dimension, its fill value.
+
+    Raises
+    ------
+    IceliteError
+        As `SourceFile.unreadable`, for data of other files that may not be read.
+    """
+    with open_hdf5(source) as file:
+        dataset = reopened(file, path)
+        problem = find_problem_elsewhere(file, dataset)
+        if problem is not None:
+            raise source.unreadable(f"the values of {path!r} are in another file: {problem}")
+        return _select(dataset, key)
+
+
+def _select(dataset: h5py.Dataset, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """The part of a dataset that ``key`` selects, with fill values beyond its end."""
+    dtype = _copied_dtype(dataset)
+    if dataset.shape is None:
+        return np.asarray(np.empty(0, dtype)[key])
+    own, inner = key[: dataset.ndim], key[dataset.ndim :]
+    strings = dtype.hasobject
+    parts = [part if isinstance(part, slice) else slice(int(part), int(part) + 1) for part in own]
+    inside = tuple(
+        slice(min(part.start, size), min(part.stop, size), part.step)
+        for part, size in zip(parts, dataset.shape, strict=True)
+    )
+    stored = dataset.asstr(errors="surrogateescape") if strings else dataset
+    values = np.asarray(stored[inside], dtype=object if strings else None)
+    wanted = [len(range(part.start, part.stop, part.step or 1)) for part in parts]
+    missing = [(0, want - have) for want, have in zip(wanted, values.shape, strict=False)]
+    if any(more for _, more in missing):
+        fill = "" if strings else dataset.fillvalue
+        values = np.pad(values, missing + [(0, 0)] * (values.ndim - len(missing)), constant_values=fill)
+    if not strings:
+        values = values.astype(dtype)
+    rest = tuple(0 if not isinstance(part, slice) else slice(None) for part in own)
+    return np.asarray(values[(*rest, *inner)])

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from icelite.errors import ErrorKind, StorageError
-from icelite.formats.manifests import build_array, json_attributes, packing_attributes
+from icelite.formats.manifests import as_text, build_array, json_attributes, packing_attributes
 from icelite.formats.parsed import ParsedGroup, no_group
 from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
@@ -83,12 +83,14 @@ def parse(
         raise no_group(source, group, ())
     with source.open() as stream:
         try:
-            header = _read_header(stream)
+            header = read_header(stream)
         except (struct.error, LookupError, ValueError) as error:
             raise source.unreadable(f"its netCDF-3 header is damaged or cut short ({error})") from error
         file_bytes = stream.seek(0, 2)
     records = header.count_records(file_bytes)
-    parsed = ParsedGroup(attributes=json_attributes(header.attributes))
+    attributes = json_attributes(header.attributes)
+    coordinates = tuple(str(attributes.pop("coordinates", "")).split())
+    parsed = ParsedGroup(attributes=attributes, coordinates=coordinates)
     for variable in header.variables:
         if variable.name not in dropped:
             _check_size(source, variable, header, records, file_bytes)
@@ -130,7 +132,14 @@ def _reference(source: SourceFile, variable: _Variable, header: _Header, records
     )
 
 
-def _read_header(stream: BinaryIO) -> _Header:
+def read_header(stream: BinaryIO) -> _Header:
+    """The header of a file, whose first byte is the stream's next.
+
+    Raises
+    ------
+    ValueError, LookupError
+        It is damaged or cut short.
+    """
     reader = _HeaderReader(stream, stream.read(4)[3])
     records = reader.number()
     header = _Header(None if records < 0 else records)
@@ -169,7 +178,7 @@ class _HeaderReader:
         return int.from_bytes(self._take(width), "big", signed=True)
 
     def name(self) -> str:
-        return self._take(self.number()).decode()
+        return as_text(self._take(self.number()).partition(b"\0")[0])  # as netCDF-C, which ends names there
 
     def count(self, tag: int) -> int:
         found, count = self.number(4), self.number()

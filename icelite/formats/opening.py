@@ -15,7 +15,7 @@ import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.detect import Format, find_format, format_of_name
-from icelite.formats.parsed import ParsedGroup, check_unchanged, descend
+from icelite.formats.parsed import INSPECTED, Inspection, ParsedGroup, check_unchanged, descend
 from icelite.formats.source import SourceFile, describe
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def open_virtual(
             _check_names(parsed, source, loadable_variables, "loadable_variables")
         dataset = _build_dataset(parsed, _registry(source), loadable_variables, decode_times)
     check_unchanged(source, stamp)
-    return _with_record(dataset, source, stamp, parsed.reasons, parsed.skipped)
+    return _with_record(dataset, source, stamp, parsed.reasons, parsed)
 
 
 def open_virtual_tree(
@@ -133,15 +133,13 @@ def open_virtual_tree(
     wanted = None if loadable_variables is None else set(loadable_variables)
     datasets = {}
     copies: dict[str, str] = {}
-    skipped: dict[str, str] = {}
     with _library_errors(source):
         for path, node in parsed.walk():
             names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
             datasets[path or "/"] = _build_dataset(node, _registry(source), names, decode_times)
             copies |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.reasons.items()}
-            skipped |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.skipped.items()}
     check_unchanged(source, stamp)
-    datasets["/"] = _with_record(datasets["/"], source, stamp, copies, skipped)
+    datasets["/"] = _with_record(datasets["/"], source, stamp, copies, parsed)
     return xr.DataTree.from_dict(datasets)
 
 
@@ -168,6 +166,7 @@ def _parse(
     dropped = frozenset(drop_variables)
     with _library_errors(source):
         parsed = parse(source, stamp, (group or "").strip("/"), dropped, whole_tree)
+        parsed.inspected = isinstance(parser, str)
     parsed = _without(parsed, dropped)
     if choices["on_unreferenceable"] == "raise":
         _refuse(source, parsed, "reasons", "cannot be referenced", "on_unreferenceable='copy'")
@@ -243,17 +242,19 @@ def _refuse(source: SourceFile, parsed: ParsedGroup, which: str, problem: str, c
 
 
 def _with_record(
-    dataset: xr.Dataset,
-    source: SourceFile,
-    stamp: SourceStamp,
-    copies: Mapping[str, str],
-    skipped: Mapping[str, str],
+    dataset: xr.Dataset, source: SourceFile, stamp: SourceStamp, copies: Mapping[str, str], parsed: ParsedGroup
 ) -> xr.Dataset:
+    nodes = list(parsed.walk())
     dataset.encoding["source"] = source.url
     # the files of a directory are many, and looked at when they are referenced
     dataset.encoding["icelite_sources"] = {source.url: stamp} if stamp.size is not None else {}
     dataset.encoding["icelite_copied"] = dict(copies)
-    dataset.encoding["icelite_skipped"] = dict(skipped)
+    dataset.encoding["icelite_skipped"] = {
+        f"{path}/{name}".lstrip("/"): reason for path, node in nodes for name, reason in node.skipped.items()
+    }
+    if parsed.inspected:
+        gaps = {at: gap for _, node in nodes for at, gap in node.unfiltered.items()}
+        dataset.encoding[INSPECTED] = {source.url: Inspection(unfiltered=gaps)}
     return dataset
 
 
@@ -279,7 +280,9 @@ def _build_dataset(
 
     wanted = _names_to_load(group, loadable_variables)
     virtual = {name: array for name, array in group.arrays.items() if name not in wanted}
-    attributes = {**group.attributes, "coordinates": " ".join(group.coordinates)}
+    present = group.arrays.keys() | group.copied.keys() | group.made.keys()
+    named = tuple(name for name in group.coordinates if name in present)
+    attributes = {**group.attributes, "coordinates": " ".join(named)}
     dataset = ManifestGroup(arrays=virtual, attributes=attributes).to_virtual_dataset()
     for name in virtual:
         dataset.variables[name].attrs.update(group.packing.get(name, {}))

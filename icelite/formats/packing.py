@@ -3,7 +3,9 @@
 netCDF's ``scale_factor`` and ``add_offset`` have a type, and packed integers are decoded to it: `float32` in many
 archives. In Zarr's metadata they are JSON numbers, which every reader takes for `float64`. So that the values read
 are those of the files, bit for bit, an array whose packing attributes have another type than JSON gives them names
-it in the attribute `PACKING_DTYPES`, as text such as ``"scale_factor: float32 add_offset: float32"``.
+it in the attribute `PACKING_DTYPES`, as text such as ``"scale_factor: float32 0.5 add_offset: float32 5.0"``. The
+numbers say what the hint is about: xarray hands unknown attributes on to what is computed from a variable, which may
+be packed otherwise. A hint about other numbers is ignored with a warning.
 
 VirtualiZarr's parsers hand the numbers on without their types. Of the number alone, only one thing is certain: one
 that is no `float32` was a `float64`, and then values are decoded to `float64`, whatever the other attribute's type.
@@ -13,16 +15,21 @@ asked. When it cannot tell, nothing is recorded, and values are decoded to `floa
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
-from icelite.errors import ErrorKind, InvalidInputError
-
 PACKING_DTYPES = "icelite_packing_dtypes"
 PACKING_KEYS = ("scale_factor", "add_offset")
+
+_ITEM = re.compile(
+    r"(scale_factor|add_offset): (float32|float64|u?int(?:8|16|32|64))(?: (-?[0-9.]+(?:e[+-]?[0-9]+)?))?"
+)
+_HINT = re.compile(rf"(?:{_ITEM.pattern})(?: {_ITEM.pattern})*")
 
 Packing: TypeAlias = Mapping[str, Any]  # packing attributes by name
 Named: TypeAlias = tuple[str, Packing]  # those of one variable of a file, as NumPy scalars, and its name
@@ -37,7 +44,7 @@ def packing_of(variable: xr.Variable) -> Packing:
 def describe_dtypes(packing: Packing) -> str:
     """The types that JSON does not keep, as `PACKING_DTYPES` holds them; '' when it keeps all."""
     lost = {key: value for key, value in packing.items() if isinstance(value, np.number) and not _is_kept(value)}
-    return " ".join(f"{key}: {value.dtype.name}" for key, value in lost.items())
+    return " ".join(f"{key}: {value.dtype.name} {value.item()!r}" for key, value in lost.items())
 
 
 def _is_kept(value: np.number[Any]) -> bool:
@@ -88,33 +95,39 @@ def _plain(packing: Packing) -> Packing:
 def restore_dtypes(variable: xr.Variable, name: str) -> xr.Variable:
     """The undecoded variable with its packing attributes as its file had them, and without `PACKING_DTYPES`.
 
-    Raises
-    ------
-    InvalidInputError
-        ``bad-metadata`` when `PACKING_DTYPES` is not as icelite writes it.
+    A hint that is not about the variable's numbers, or not as icelite writes it, is ignored with a warning.
     """
     if PACKING_DTYPES not in variable.attrs:
         return variable
     attributes = dict(variable.attrs)
     recorded = attributes.pop(PACKING_DTYPES)
-    try:
-        words = recorded.split()
-        for key, dtype in zip(words[::2], words[1::2], strict=True):
-            attributes[key.removesuffix(":")] = _scalar(attributes[key.removesuffix(":")], dtype)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InvalidInputError(
-            f"attribute {PACKING_DTYPES!r} of {name!r} is {recorded!r}, which does not fit its attributes; expected"
-            " text such as 'scale_factor: float32': correct it, or delete it to decode to float64",
-            ErrorKind.BAD_METADATA,
-        ) from error
+    typed = _typed(recorded, attributes)
+    if typed is None:
+        warnings.warn(
+            f"attribute {PACKING_DTYPES!r} of {name!r} is {recorded!r}, which does not fit its packing attributes, and"
+            " is ignored; delete it, as it was copied from another variable",
+            stacklevel=2,
+        )
     variable = variable.copy(deep=False)
-    variable.attrs = attributes
+    variable.attrs = attributes | (typed or {})
     return variable
 
 
-def _scalar(value: float, name: str) -> np.number[Any]:
-    dtype = np.dtype(name)
-    if dtype.kind not in "iuf":
-        raise TypeError(f"{name} is no type of numbers")
-    scalar: np.number[Any] = dtype.type(value)
-    return scalar
+def _typed(recorded: object, attributes: Packing) -> dict[str, np.number[Any]] | None:
+    """The packing attributes with the types that a hint names, or None if it is not about them."""
+    if not isinstance(recorded, str) or _HINT.fullmatch(recorded) is None:
+        return None
+    typed: dict[str, np.number[Any]] = {}
+    for key, dtype, number in _ITEM.findall(recorded):
+        value = attributes.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            try:
+                scalar = np.dtype(dtype).type(value)
+            except (OverflowError, ValueError):
+                return None
+        if scalar != value or (number and float(number) != value):
+            return None
+        typed[key] = scalar
+    return typed

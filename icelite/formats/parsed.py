@@ -16,11 +16,15 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
+from icelite.formats.packing import Named
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
+
+
+INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `Inspection`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class ParsedGroup:
         Why some chunks of an array are copied, by variable.
     skipped
         Why a variable is left out, by name: no library reads it, or Zarr cannot store its values.
+    unfiltered
+        Chunks that lack filters, by their first byte in the file.
+    inspected
+        Whether one of icelite's parsers looked for such chunks.
     packing
         ``scale_factor`` and ``add_offset`` by variable, with the types that JSON does not keep.
     """
@@ -59,6 +67,8 @@ class ParsedGroup:
     groups: dict[str, ParsedGroup] = field(default_factory=dict)
     partly: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    unfiltered: dict[int, Gap] = field(default_factory=dict)
+    inspected: bool = False
     packing: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -101,6 +111,55 @@ class ParsedGroup:
             yield from group.walk(f"{path}/{name}".lstrip("/"))
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A part of a dataset that no reference can express.
+
+    Attributes
+    ----------
+    dataset
+        Its path in the file.
+    start, shape
+        Elements; not beyond the dataset's end.
+    chunk
+        The shape that its chunk has in an array: as ``shape``, but for a chunk at the dataset's end.
+    problem
+        What is wrong with it, to follow its name.
+    """
+
+    dataset: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    dtype: np.dtype[Any]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """One file's contents that no reference shows, as they were when it was parsed.
+
+    Attributes
+    ----------
+    names
+        The paths of all datasets.
+    unfiltered
+        Chunks that lack filters, by their first byte in the file.
+    detached
+        Whole datasets whose bytes are not among the file's chunks.
+    packed
+        Packing attributes, with their types, of the variables that have some.
+    whole
+        Whether every chunk was looked at.
+    """
+
+    names: frozenset[str] = frozenset()
+    unfiltered: Mapping[int, Gap] = field(default_factory=dict)
+    detached: tuple[Gap, ...] = ()
+    packed: tuple[Named, ...] = ()
+    whole: bool = True
+
+
 class _LazyCopy(BackendArray):
     """Values that are read from the file when they are needed; pickled by how to read them."""
 
@@ -121,6 +180,8 @@ class _LazyCopy(BackendArray):
 
     def _values(self, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
         check_unchanged(self._source, self._stamp)
+        pairs = zip(key, self.shape, strict=True)
+        key = tuple(slice(*part.indices(size)) if isinstance(part, slice) else part for part, size in pairs)
         try:
             return np.asarray(self._read(self._source, self._name, key))
         except IceliteError:
@@ -139,7 +200,10 @@ def lazy_copy(
     dtype: np.dtype[Any],
     attributes: Mapping[str, Any],
 ) -> xr.Variable:
-    """A variable whose values ``read(source, name, key)`` gives; a module's function, so that it can be pickled."""
+    """A variable whose values ``read(source, name, key)`` gives; a module's function, so that it can be pickled.
+
+    The key has integers and slices with both ends.
+    """
     values = indexing.LazilyIndexedArray(_LazyCopy(source, stamp, name, read, shape, dtype))
     # no _FillValue unless the file has one: xarray would add NaN
     encoding = {} if "_FillValue" in attributes else {"_FillValue": None}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.formats.inspection import inspect_source
 from icelite.formats.packing import (
     PACKING_DTYPES,
     Named,
@@ -18,9 +19,9 @@ from icelite.formats.packing import (
     is_certain,
     packing_of,
 )
+from icelite.formats.parsed import INSPECTED, Inspection
 from icelite.store.references import SHOWN
 from icelite.types import SourceStamp
-from icelite.virtualizarr.originals import read_originals
 
 if TYPE_CHECKING:
     from icelite.virtual import VirtualAccess
@@ -95,7 +96,7 @@ class Sources:
     unread: dict[str, str] = field(default_factory=dict)
     _admitted: set[str] = field(default_factory=set)
     _local: set[str] = field(default_factory=set)
-    _originals: dict[str, list[Named]] = field(default_factory=dict)
+    _inspections: dict[str, Inspection] = field(default_factory=dict)
 
     def admit(self, urls: Iterable[str], path: str) -> None:
         """Check the files that the array at ``path`` names.
@@ -187,12 +188,39 @@ class Sources:
         originals = [named for url in urls for named in self._lookup_originals(url)]
         return find_dtypes(name, packing, originals, renamed=renamed)
 
-    def _lookup_originals(self, url: str) -> list[Named]:
+    def _lookup_originals(self, url: str) -> Iterable[Named]:
         """The packed variables of a file; none, and noted in ``unread``, when it cannot be read."""
-        if url not in self._originals:
-            self._originals[url] = []
-            try:
-                self._originals[url] = read_originals(self.access, url, self.stamps.get(url))
-            except (InvalidInputError, StorageError, ImportError) as error:
-                self.unread[url] = str(error)
-        return self._originals[url]
+        if url in self.unread:
+            return ()
+        try:
+            return self.inspect(url, chunks=False).packed
+        except (InvalidInputError, StorageError, ImportError) as error:
+            if not isinstance(error, StorageError) or error.kind != ErrorKind.UNREADABLE_SOURCE:
+                self.unread[url] = str(error)  # else of another format, or not whole; what its parser read stays
+            return ()
+
+    def inspect(self, url: str, *, chunks: bool) -> Inspection:
+        """What a file holds that references do not say: as its parser found, or looked at once.
+
+        Parameters
+        ----------
+        chunks
+            Whether every chunk must have been looked at.
+
+        Raises
+        ------
+        InvalidInputError, StorageError, ImportError
+            As `inspect_source`.
+        """
+        found = self._inspections.get(url)
+        if found is None or (chunks and not found.whole):
+            stamp = self.stamps.get(url) or self.access.stamp(url)
+            found = self._inspections[url] = inspect_source(self.access, url, stamp, chunks=chunks)
+        return found
+
+    def note(self, datasets: Iterable[xr.Dataset]) -> None:
+        """Take over what icelite's own parsers found in the files of some datasets."""
+        for dataset in datasets:
+            noted: object = dataset.encoding.get(INSPECTED, {})
+            if isinstance(noted, Mapping):
+                self._inspections |= {url: found for url, found in noted.items() if isinstance(found, Inspection)}

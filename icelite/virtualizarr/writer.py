@@ -149,6 +149,7 @@ def to_icelite(
         datasets = list(_datasets(vds, top, write_inherited_coords))
         parsed = parsed_stamps(dataset for _, dataset in datasets)
         sources = Sources(store.session.access, validate_containers, last_updated_at, parsed)
+        sources.note(dataset for _, dataset in datasets)
         plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
         copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
         copier.run()

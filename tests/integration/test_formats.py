@@ -338,7 +338,7 @@ SAMPLES = [
     Sample("Zarr", "in a zip file, compressed", partial(zipped, zipfile.ZIP_DEFLATED), by_zarr, tree=True),
 ]
 PARSERS = {
-    "hdf5": "VirtualiZarr `HDFParser`",
+    "hdf5": "icelite, h5py",
     "netcdf3": "icelite",
     "grib": "gribberish `GribberishParser`",
     "tiff": "tifffile",
@@ -365,14 +365,20 @@ def measure(sample: Sample, folder: Path) -> tuple[str, str, str]:
         return parser, "", str(error).replace(path.as_uri(), path.name)
     to_icelite(tree, session.store)
     session.commit("sample")
+    skipped = tree.dataset.encoding["icelite_skipped"]
     with xr.open_datatree(folder / "catalog.icelite", engine="icelite") as opened:
-        differs = differences(opened, sample.read(path))
+        expected = {name: values for name, values in sample.read(path).items() if name not in skipped}
+        differs = differences(opened, expected)
     copied = tree.dataset.encoding["icelite_copied"]
-    reasons = "; ".join(
-        f"{reason} ({', '.join(n for n in copied if copied[n] == reason)})" for reason in dict.fromkeys(copied.values())
-    )
     result = f"differs: {', '.join(differs)}" if differs else "equal"
-    return parser, codecs_of(tree), f"{result}; copied, because {reasons}" if copied else result
+    result += f"; copied, because {reasons(copied)}" if copied else ""
+    return parser, codecs_of(tree), result + (f"; left out, because {reasons(skipped)}" if skipped else "")
+
+
+def reasons(named: Mapping[str, str]) -> str:
+    """Names by reason."""
+    found = dict.fromkeys(named.values())
+    return "; ".join(f"{reason} ({', '.join(name for name in named if named[name] == reason)})" for reason in found)
 
 
 def codecs_of(tree: xr.DataTree) -> str:

@@ -136,7 +136,9 @@ def test_rows_that_cannot_be_are_errors(path: Path, statement: str) -> None:
 
 
 def test_a_container_of_an_object_is_not_asked(path: Path, tmp_path: Path) -> None:
-    change(path, "INSERT INTO container (id, name, url_prefix, options) VALUES (1, 'x', ?, '{}')", f"file://{tmp_path}/")
+    change(
+        path, "INSERT INTO container (id, name, url_prefix, options) VALUES (1, 'x', ?, '{}')", f"file://{tmp_path}/"
+    )
     change(path, "UPDATE location SET container_id = 1 WHERE kind = 1")
     assert np.array_equal(read(Repository.open(path)), VALUES)
 

@@ -186,9 +186,15 @@ def test_data_that_cannot_be_referenced_may_be_refused(path: Path) -> None:
         open_virtual(path, on_unreferenceable="ignore")  # type: ignore[arg-type]
 
 
-def test_data_that_cannot_be_stored_is_refused(path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"'/lists' of .* holds lists of variable length of int32"):
-        open_virtual(path)
+def test_data_that_cannot_be_stored_are_left_out(path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"'lists' of .*data\.h5' is left out: it holds lists of variable length"):
+        dataset = open_virtual(path)
+    assert "lists" not in dataset
+    assert list(dataset.encoding["icelite_skipped"]) == ["lists"]
+    with pytest.raises(InvalidInputError, match="1 variables that cannot be read: 'lists': it holds lists") as error:
+        open_virtual(path, on_unreadable="raise")
+    assert error.value.kind == ErrorKind.UNREFERENCEABLE_DATA
+    assert not open_virtual(path, drop_variables=["lists"], on_unreadable="raise").encoding["icelite_skipped"]
 
 
 def test_a_parser_by_name_or_as_an_object(path: Path) -> None:
@@ -248,12 +254,11 @@ def test_datasets_are_pickled_with_their_copies_unread(path: Path) -> None:
 
 
 def test_a_filter_that_nobody_has_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with h5py.File(path, "a") as file:
-        del file["lists"]
     monkeypatch.setattr(h5py.h5z, "filter_avail", lambda number: number < 10)
-    with pytest.raises(InvalidInputError, match=r"'/copied' of .*data\.h5' .* lzf \(32000\).* 'hdf5plugin'") as error:
-        open_virtual(path)
-    assert error.value.kind == ErrorKind.MISSING_PACKAGE
+    with pytest.raises(InvalidInputError, match=r"'copied': .* lzf \(32000\).* 'hdf5plugin'"):
+        open_virtual(path, on_unreadable="raise", drop_variables=["lists"])
+    with pytest.warns(UserWarning, match=r"'copied' of .* is left out"):
+        assert "copied" not in open_virtual(path, drop_variables=["lists"])
 
 
 def test_a_missing_package_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

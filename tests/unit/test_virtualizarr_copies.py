@@ -13,9 +13,10 @@ import xarray as xr
 
 import icelite
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.formats import inspection
 from icelite.repository import Repository
 from icelite.session import Session
-from icelite.virtualizarr import copies, hdf5, matching, to_icelite
+from icelite.virtualizarr import copies, sources, to_icelite
 
 h5py = pytest.importorskip("h5py")
 virtualizarr = pytest.importorskip("virtualizarr")
@@ -195,7 +196,7 @@ class TestMaskedChunks:
         def fail(*_: Any) -> None:
             raise OSError("required filter 'blosc' is not registered")
 
-        monkeypatch.setattr(copies, "read_piece", fail)
+        monkeypatch.setattr(copies, "read_gap", fail)
         error = refusal(session, parsed(tmp_path / "a.h5"))
         assert error.kind == ErrorKind.INVALID_VIRTUAL_REF
         assert "variable 'v', chunk (1, 1): 'v' in" in str(error)
@@ -209,17 +210,24 @@ class TestMaskedChunks:
 
         def read(file: Any, piece: Any) -> Any:
             os.utime(tmp_path / "a.h5", ns=(0, 1))
-            return hdf5.read_piece(file, piece)
+            return inspection.read_gap(file, piece)
 
-        monkeypatch.setattr(copies, "read_piece", read)
+        monkeypatch.setattr(copies, "read_gap", read)
         error = refusal(session, vds, StorageError)
         assert error.kind == ErrorKind.VIRTUAL_CHUNK_MODIFIED
         assert "while they were read" in str(error)
 
-    def test_each_file_is_opened_once(self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_file_is_inspected_once(
+        self, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         opened: list[str] = []
-        actual: Callable[..., Any] = copies.open_hdf5
-        monkeypatch.setattr(copies, "open_hdf5", lambda a, url, s: opened.append(url) or actual(a, url, s))
+        actual: Callable[..., Any] = sources.inspect_source
+
+        def inspect(access: Any, url: str, stamp: Any, *, chunks: bool) -> Any:
+            opened.append(url)
+            return actual(access, url, stamp, chunks=chunks)
+
+        monkeypatch.setattr(sources, "inspect_source", inspect)
         for n in range(2):
             masked_file(tmp_path / f"{n}.h5")
         vds = xr.concat(
@@ -242,7 +250,7 @@ class TestMaskedChunks:
         suspects = {}
         for name in "ab":
             group = planned(session, parsed(tmp_path / f"{name}.h5"))
-            suspects[name] = {one.path: bool(matching.Candidate(one, group).suspects) for one in group.virtual()}
+            suspects[name] = {one.path: bool(copies._Candidate(one, group).suspects) for one in group.virtual()}
         assert suspects == {"a": {"v": True, "plain": False}, "b": {"v": False, "plain": False}}
 
 
@@ -358,7 +366,7 @@ class TestDatasetsInOtherFiles:
     ],
 )
 def test_align(target: Any, chunk: Any, shape: Any, expected: Any) -> None:
-    assert matching.align(target, chunk, shape) == expected
+    assert copies._align(target, chunk, shape) == expected
 
 
 class TestRemoteFiles:
@@ -409,4 +417,4 @@ class TestRemoteFiles:
         url = put(tmp_path / "a.h5")
         vds = parsed(tmp_path / "a.h5").vz.rename_paths(lambda path: path and url)  # not of a missing chunk
         error = refusal(self.remote(tmp_path, place, allowed=True), vds)
-        assert "the file is remote and names 'a.bin'" in str(error)
+        assert "the file is read as a stream and names 'a.bin'" in str(error)

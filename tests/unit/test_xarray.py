@@ -210,14 +210,46 @@ class TestPacking:
             assert copy.v.dtype == np.float32
             xr.testing.assert_identical(copy.load(), opened.load())
 
+    HINT = "scale_factor: float32 0.009999999776482582 add_offset: float32 0.0"
+
+    def test_the_numbers_are_those_that_the_hint_is_about(self, session: Session) -> None:
+        self.write(session, self.HINT)
+        assert xr.open_dataset(session).v.dtype == np.float32
+
     @pytest.mark.parametrize(
-        "dtypes", [3, "scale_factor:", "scale_factor: red", "other: float32", "scale_factor: object", {"a": "float32"}]
+        "dtypes",
+        [
+            3,
+            "scale_factor:",
+            "scale_factor: red",
+            "other: float32",
+            "scale_factor: object",
+            {"a": "float32"},
+            "scale_factor: float32 0.5",
+            "scale_factor: int16",
+            HINT.replace("0.0", "0.25"),
+        ],
     )
-    def test_what_icelite_did_not_write_is_refused(self, session: Session, dtypes: Any) -> None:
+    def test_a_hint_that_does_not_fit_is_ignored(self, session: Session, dtypes: Any) -> None:
         self.write(session, dtypes)
-        with pytest.raises(InvalidInputError, match="icelite_packing_dtypes' of 'v'") as caught:
-            xr.open_dataset(session)
-        assert caught.value.kind == ErrorKind.BAD_METADATA
+        with pytest.warns(UserWarning, match="icelite_packing_dtypes' of 'v' is .* is ignored"):
+            found = xr.open_dataset(session).v
+        with xr.open_zarr(session.store, consolidated=False) as expected:
+            assert found.dtype == expected.v.dtype
+            np.testing.assert_array_equal(found.values, expected.v.values)
+        assert "icelite_packing_dtypes" not in found.attrs
+
+    def test_a_hint_goes_along_with_what_is_computed(self, session: Session) -> None:
+        """Xarray hands on attributes that it does not know, and packs again as it is told."""
+        self.write(session, self.HINT)
+        opened = xr.open_zarr(session.store, consolidated=False).load()
+        for name, encoding in {"plain": {}, "packed": {"v": {"dtype": "int16", "scale_factor": 0.5}}}.items():
+            opened.drop_encoding().to_zarr(session.store, group=name, consolidated=False, encoding=encoding)
+            with pytest.warns(UserWarning, match="is ignored"):
+                found = xr.open_dataset(session, group=name).v
+            expected = xr.open_zarr(session.store, group=name, consolidated=False).v
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found.values, expected.values)
 
 
 class TestObjects:
