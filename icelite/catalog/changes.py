@@ -125,7 +125,7 @@ def add_to_sums(txn: Transaction, added: Mapping[tuple[int, int], int]) -> None:
             _insert(txn, seq, node_id, seg, node_change, chunks, refs_sum + number & SUM_MASK)
 
 
-Place = tuple[str, int]  # the chunk and the number of a reference
+RefPosition = tuple[str, int]  # the chunk and the number of a reference
 
 
 class WrittenRefs(NamedTuple):
@@ -137,8 +137,8 @@ class WrittenRefs(NamedTuple):
 
 
 def scan_versions(
-    txn: Transaction, node_id: int, place: Place, limit: int = ROWS_AT_ONCE
-) -> tuple[dict[int, WrittenRefs], Place | None]:
+    txn: Transaction, node_id: int, place: RefPosition, limit: int = ROWS_AT_ONCE
+) -> tuple[dict[int, WrittenRefs], RefPosition | None]:
     """Some of the references of an array, whichever snapshot wrote them, summed up by its number.
 
     Parameters
@@ -193,7 +193,7 @@ def sum_anew(txn: Transaction) -> None:
 def _scan_all(txn: Transaction) -> Iterator[tuple[int, dict[int, WrittenRefs]]]:
     node_id = next_array(txn, -1)
     while node_id is not None:
-        place: Place | None = ("", -1)
+        place: RefPosition | None = ("", -1)
         while place is not None:
             some, place = scan_versions(txn, node_id, place)
             yield node_id, some

@@ -51,7 +51,7 @@ class NodeVersion(NamedTuple):
     deletes: bool
 
 
-class Reach:
+class SnapshotTree:
     """The tree of snapshots, in preorder.
 
     Parameters
@@ -110,7 +110,7 @@ class Reach:
         return [seg for seg, (_, places) in self._points.items() if not places or places[0] == self._ends[seg]]
 
 
-def load_reach(txn: Transaction) -> Reach:
+def load_tree(txn: Transaction) -> SnapshotTree:
     """The tree of the snapshots in the catalog.
 
     Raises
@@ -123,7 +123,9 @@ def load_reach(txn: Transaction) -> Reach:
         check_types(row, SEGMENT, "a segment")
     for row in points:
         check_types(row, POINT, "a snapshot")
-    return Reach([(seg, parent, fork_seq) for seg, parent, fork_seq in segments], [(seq, seg) for seq, seg in points])
+    return SnapshotTree(
+        [(seg, parent, fork_seq) for seg, parent, fork_seq in segments], [(seq, seg) for seq, seg in points]
+    )
 
 
 def seen(versions: Sequence[Version]) -> list[tuple[list[Interval], int | None]]:

@@ -18,7 +18,7 @@ from icelite.catalog.changes import add_to_sums, next_array
 from icelite.catalog.checksums import ref_hash, row_crc
 from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Row, Transaction
-from icelite.catalog.reachability import Interval, Reach, Version, merged, needed, overlaps, scan_nodes, seen
+from icelite.catalog.reachability import Interval, SnapshotTree, Version, merged, needed, overlaps, scan_nodes, seen
 from icelite.catalog.reachability import in_preorder as ordered
 from icelite.catalog.values import check_name, check_types, types
 from icelite.errors import ErrorKind, FormatError
@@ -142,12 +142,12 @@ def release_snapshots(txn: Transaction, seqs: Iterable[int]) -> None:
     txn.run_many(ADOPT_ORPHAN, [(row[0], row[3], row_crc(*row)) for row in txn.rows(SELECT_ORPHANS)])
 
 
-def remove_nodes(txn: Transaction, reach: Reach) -> tuple[int, Alive]:
+def remove_nodes(txn: Transaction, tree: SnapshotTree) -> tuple[int, Alive]:
     """Remove the versions of groups and arrays that no snapshot sees; their number, and where the others are seen."""
     removed = 0
     places: dict[int, list[Interval]] = {}
     for rows in scan_nodes(txn):
-        versions = ordered(Version(row.seq, row.deletes, reach.interval(row.seg, row.seq)) for row in rows)
+        versions = ordered(Version(row.seq, row.deletes, tree.interval(row.seg, row.seq)) for row in rows)
         kept = needed(versions)
         ids = {row.seq: row.node_id for row in rows}
         for version, (found, _) in zip(versions, seen(versions), strict=True):
@@ -166,9 +166,9 @@ def _points(txn: Transaction, statement: str) -> list[Row]:
     return rows
 
 
-def remove_refs(txn: Transaction, reach: Reach, alive: Alive) -> int:
+def remove_refs(txn: Transaction, tree: SnapshotTree, alive: Alive) -> int:
     """Remove the references that no snapshot sees, and those of nodes that none sees; their number."""
-    points = {seq: reach.interval(seg, seq) for seq, seg in _points(txn, SELECT_POINTS)}
+    points = {seq: tree.interval(seg, seq) for seq, seg in _points(txn, SELECT_POINTS)}
     removed = 0
     node_id = next_array(txn, -1)
     while node_id is not None:
@@ -228,25 +228,25 @@ def _dead_versions(pattern: str, points: Mapping[int, Interval], alive: Sequence
     return [seq for seq, _ in versions if seq not in kept]
 
 
-def remove_changes(txn: Transaction, reach: Reach) -> int:
+def remove_changes(txn: Transaction, tree: SnapshotTree) -> int:
     """Remove the changes of points that no snapshot has behind it, and of nodes that are forgotten; their number."""
     removed = 0
     for seq, seg in _points(txn, SELECT_CHANGE_POINTS):
-        if not _is_behind_any(reach, seg, seq):
+        if not _is_behind_any(tree, seg, seq):
             removed += txn.run(DELETE_CHANGES, (seq,))
-    forgotten = [seq for seq, seg in usage.list_points(txn) if not _is_behind_any(reach, seg, seq)]
+    forgotten = [seq for seq, seg in usage.list_points(txn) if not _is_behind_any(tree, seg, seq)]
     usage.remove_points(txn, forgotten)
     return removed + txn.run(DELETE_CHANGES_OF_FORGOTTEN)
 
 
-def _is_behind_any(reach: Reach, seg: int, seq: int) -> bool:
-    start, stop = reach.interval(seg, seq)
+def _is_behind_any(tree: SnapshotTree, seg: int, seq: int) -> bool:
+    start, stop = tree.interval(seg, seq)
     return start < stop
 
 
-def remove_segments(txn: Transaction, reach: Reach) -> int:
+def remove_segments(txn: Transaction, tree: SnapshotTree) -> int:
     """Remove the segments that no snapshot sees; their number."""
-    empty = reach.empty_segments()
+    empty = tree.empty_segments()
     txn.run_many(DELETE_SEGMENT, ((seg,) for seg in empty))
     return len(empty)
 

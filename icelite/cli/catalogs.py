@@ -30,7 +30,7 @@ class Names(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Catalog:
+class CatalogArgument:
     """The argument PATH or PATH@REF."""
 
     path: str
@@ -71,17 +71,17 @@ class CatalogType(click.ParamType):  # type: ignore[type-arg]  # no argument bef
 
     name = "catalog"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Catalog:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CatalogArgument:
         """See `click.ParamType.convert`."""
-        if isinstance(value, Catalog):
+        if isinstance(value, CatalogArgument):
             return value
         text = str(value)
         if not os.path.isfile(text):
             for mark in re.finditer("@", text):
                 path = text[: mark.start()]
                 if path.endswith(EXTENSION) or os.path.isfile(path):
-                    return Catalog(path, text[mark.end() :])
-        return Catalog(text, None)
+                    return CatalogArgument(path, text[mark.end() :])
+        return CatalogArgument(text, None)
 
 
 CATALOG = CatalogType()

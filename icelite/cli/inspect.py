@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from icelite.catalog.operations import now
-from icelite.cli.catalogs import CATALOG, Catalog, access_option, json_option, progress_bar
+from icelite.cli.catalogs import CATALOG, CatalogArgument, access_option, json_option, progress_bar
 from icelite.cli.output import line, plain, print_json, size, table
 from icelite.config import RepositoryConfig
 from icelite.metadata import array_info, parse_document
@@ -40,7 +40,7 @@ def create(path: str, objects: str | None, inline_threshold: int | None, as_json
 @click.command()
 @click.argument("catalog", type=CATALOG, metavar="PATH")
 @json_option
-def info(catalog: Catalog, as_json: bool) -> None:
+def info(catalog: CatalogArgument, as_json: bool) -> None:
     """Say what is in a catalog: branches, tags, snapshots, bytes, and what to authorise.
 
     \b
@@ -79,7 +79,7 @@ def info(catalog: Catalog, as_json: bool) -> None:
 @click.argument("catalog", type=CATALOG, metavar="PATH[@REF]")
 @click.option("-n", "count", type=int, help="Show at most so many snapshots.")
 @json_option
-def log(catalog: Catalog, count: int | None, as_json: bool) -> None:
+def log(catalog: CatalogArgument, count: int | None, as_json: bool) -> None:
     """List snapshots, newest first.
 
     \b
@@ -107,7 +107,7 @@ def log(catalog: Catalog, count: int | None, as_json: bool) -> None:
 @click.argument("catalog", type=CATALOG, metavar="PATH[@REF]")
 @click.argument("group", default="")
 @json_option
-def ls(catalog: Catalog, group: str, as_json: bool) -> None:
+def ls(catalog: CatalogArgument, group: str, as_json: bool) -> None:
     """List the groups and arrays of a snapshot, with shapes, types and stored bytes.
 
     \b
@@ -169,7 +169,7 @@ def _row(facts: dict[str, Any]) -> list[str | int]:
 @click.argument("catalog", type=CATALOG, metavar="PATH[@REF]")
 @click.argument("to_ref", metavar="[TO]", default="main")
 @json_option
-def diff(catalog: Catalog, to_ref: str, as_json: bool) -> None:
+def diff(catalog: CatalogArgument, to_ref: str, as_json: bool) -> None:
     """Say what changed from one snapshot to a later one: PATH@OLD NEW.
 
     \b
@@ -178,7 +178,7 @@ def diff(catalog: Catalog, to_ref: str, as_json: bool) -> None:
     """
     repository = catalog.open()
     before = catalog.snapshot_id(repository) if catalog.ref is not None else None
-    after = Catalog(catalog.path, to_ref).snapshot_id(repository)
+    after = CatalogArgument(catalog.path, to_ref).snapshot_id(repository)
     if before is None:  # what the newest snapshot did
         before = repository.lookup_snapshot(after).parent_id or after
     found = repository.diff(from_snapshot_id=before, to_snapshot_id=after)
@@ -193,7 +193,7 @@ def diff(catalog: Catalog, to_ref: str, as_json: bool) -> None:
 @click.option("--sources", is_flag=True, help="Check every source file of the snapshot as well, once each.")
 @access_option
 @json_option
-def verify(catalog: Catalog, sources: bool, access: tuple[str, ...], as_json: bool) -> None:
+def verify(catalog: CatalogArgument, sources: bool, access: tuple[str, ...], as_json: bool) -> None:
     """Check every rule of the file format, and with --sources the files behind the references.
 
     \b

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from icelite.cli.catalogs import CATALOG, Catalog, access_option, authorizations, json_option, progress_bar
+from icelite.cli.catalogs import CATALOG, CatalogArgument, access_option, authorizations, json_option, progress_bar
 from icelite.cli.output import line, print_json, size, table
 
 
@@ -82,7 +82,7 @@ def virtualize(
 @click.option("--check", is_flag=True, help="Look at each file: is it there, and as it was?")
 @access_option
 @json_option
-def sources(catalog: Catalog, check: bool, access: tuple[str, ...], as_json: bool) -> None:
+def sources(catalog: CatalogArgument, check: bool, access: tuple[str, ...], as_json: bool) -> None:
     """List the files that the virtual chunks of a snapshot are in.
 
     \b
@@ -113,7 +113,7 @@ def sources(catalog: Catalog, check: bool, access: tuple[str, ...], as_json: boo
 @click.argument("array")
 @click.option("-n", "count", type=int, default=20, show_default=True, help="Rows to show; 0 shows all.")
 @json_option
-def refs(catalog: Catalog, array: str, count: int, as_json: bool) -> None:
+def refs(catalog: CatalogArgument, array: str, count: int, as_json: bool) -> None:
     """List where the chunks of an array are.
 
     \b
@@ -152,7 +152,7 @@ def refs(catalog: Catalog, array: str, count: int, as_json: bool) -> None:
 @access_option
 @json_option
 def relocate(
-    catalog: Catalog,
+    catalog: CatalogArgument,
     old_prefix: str,
     new_prefix: str,
     dry_run: bool,

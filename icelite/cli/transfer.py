@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from icelite.cli.catalogs import CATALOG, Catalog, access_option, authorizations, json_option, progress_bar
+from icelite.cli.catalogs import CATALOG, CatalogArgument, access_option, authorizations, json_option, progress_bar
 from icelite.cli.output import line, print_json, size
 
 
@@ -13,7 +13,7 @@ from icelite.cli.output import line, print_json, size
 @click.argument("target")
 @access_option
 @json_option
-def bundle(catalog: Catalog, target: str, access: tuple[str, ...], as_json: bool) -> None:
+def bundle(catalog: CatalogArgument, target: str, access: tuple[str, ...], as_json: bool) -> None:
     """Write a new catalog that needs no other file: all history, its chunks in it.
 
     \b
@@ -41,7 +41,7 @@ def export() -> None:
 @access_option
 @json_option
 def export_zarr(
-    catalog: Catalog,
+    catalog: CatalogArgument,
     target: str,
     group: str | None,
     overwrite: bool,
@@ -79,7 +79,7 @@ def export_zarr(
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @json_option
 def export_kerchunk(
-    catalog: Catalog, target: str, form: str | None, group: str | None, overwrite: bool, as_json: bool
+    catalog: CatalogArgument, target: str, form: str | None, group: str | None, overwrite: bool, as_json: bool
 ) -> None:
     """Write a snapshot as kerchunk references, with absolute URLs.
 
@@ -108,7 +108,7 @@ def export_kerchunk(
 @click.argument("target")
 @access_option
 @json_option
-def export_icechunk(catalog: Catalog, target: str, access: tuple[str, ...], as_json: bool) -> None:
+def export_icechunk(catalog: CatalogArgument, target: str, access: tuple[str, ...], as_json: bool) -> None:
     """Write the whole history as a new Icechunk repository in a local folder.
 
     \b

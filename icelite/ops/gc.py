@@ -17,7 +17,7 @@ from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.locations import COLLECTED, find_collected, list_known_objects
 from icelite.catalog.operations import log_operation, now
 from icelite.catalog.permissions import check_online
-from icelite.catalog.reachability import load_reach
+from icelite.catalog.reachability import load_tree
 from icelite.catalog.settings import save_setting
 from icelite.objects import NoObjects, Objects, key_time
 from icelite.ops.expire import moment_of
@@ -76,11 +76,11 @@ def _sweep(catalog: Catalog, objects: Objects, moment: int, unused: set[str], dr
 def _collect(txn: Transaction, moment: int) -> GCSummary:
     unreached = removal.list_unreached(txn, moment)
     removal.release_snapshots(txn, unreached)
-    reach = load_reach(txn)
-    nodes, alive = removal.remove_nodes(txn, reach)
-    chunk_refs = removal.remove_refs(txn, reach, alive)
-    changes = removal.remove_changes(txn, reach)
-    segments = removal.remove_segments(txn, reach)
+    tree = load_tree(txn)
+    nodes, alive = removal.remove_nodes(txn, tree)
+    chunk_refs = removal.remove_refs(txn, tree, alive)
+    changes = removal.remove_changes(txn, tree)
+    segments = removal.remove_segments(txn, tree)
     chunks, size = removal.remove_payloads(txn, moment)
     return GCSummary(
         bytes_deleted=size,

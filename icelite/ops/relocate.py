@@ -32,7 +32,7 @@ Containers = dict[str, VirtualChunkContainer]  # by name
 
 
 @dataclass(slots=True)
-class Plan:
+class RelocationPlan:
     """What changes.
 
     Attributes
@@ -99,7 +99,7 @@ def relocate(
 
 def make_plan(
     locations: Mapping[int, Location], containers: Containers, old: Prefix, new: Prefix, storage: StorageConfig
-) -> Plan:
+) -> RelocationPlan:
     """What has to change for everything below one prefix to be below another.
 
     Raises
@@ -113,7 +113,7 @@ def make_plan(
             raise refusal.unknown_container(prefix.container, str(prefix), sorted(containers))
     if old.container is not None and not old.text and new.is_absolute:  # a whole container goes: so does its name
         old = Prefix(containers[old.container].url_prefix)
-    plan = Plan(old, new)
+    plan = RelocationPlan(old, new)
     if old.is_absolute and new.is_absolute:
         plan.moved = _moved_containers(containers, old.text, new.text)
     afterwards = plan.containers(containers)
@@ -147,7 +147,7 @@ def _moved_containers(containers: Containers, old: str, new: str) -> dict[str, s
     return {before: after for before, after in moved.items() if after not in staying and before != after}
 
 
-def _moved(place: Location, plan: Plan, containers: Containers) -> Location | None:
+def _moved(place: Location, plan: RelocationPlan, containers: Containers) -> Location | None:
     """Where a location is afterwards; itself if only its container moves; None when it is not concerned."""
     rest = plan.old.find_rest(place)
     if rest is not None:
@@ -204,7 +204,7 @@ def _folder(place: Location) -> str:
 # -- looking at the new places, and writing -------------------------------------------------------------------------
 
 
-def _check(access: VirtualAccess, plan: Plan) -> dict[Location, SourceStamp]:
+def _check(access: VirtualAccess, plan: RelocationPlan) -> dict[Location, SourceStamp]:
     """What the sources look like in their new places, by location.
 
     Raises
@@ -245,7 +245,9 @@ def _refused(problems: list[IceliteError], total: int) -> IceliteError:
     return (InvalidInputError if isinstance(first, InvalidInputError) else StorageError)(text, kind)
 
 
-def _apply(txn: Transaction, plan: Plan, containers: Containers, stamps: Mapping[Location, SourceStamp]) -> None:
+def _apply(
+    txn: Transaction, plan: RelocationPlan, containers: Containers, stamps: Mapping[Location, SourceStamp]
+) -> None:
     by_prefix = {container.url_prefix: container for container in containers.values()}
     grows = len(plan.new.text) > len(plan.old.text)  # so that a prefix is free before another container gets it
     for before, after in sorted(plan.moved.items(), key=lambda pair: len(pair[0]), reverse=grows):

@@ -12,13 +12,13 @@ from itertools import groupby
 from typing import TypeAlias
 
 from icelite.catalog import invariants, packs
-from icelite.catalog.changes import Place, WrittenRefs, next_array, scan_versions
+from icelite.catalog.changes import RefPosition, WrittenRefs, next_array, scan_versions
 from icelite.catalog.checksums import SUM_MASK
 from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Catalog
 from icelite.catalog.json_column import read_json, read_json_object
 from icelite.catalog.pace import Pace
-from icelite.catalog.reachability import load_reach
+from icelite.catalog.reachability import load_tree
 from icelite.errors import ErrorKind, FormatError, IceliteError, InvalidInputError
 from icelite.keys import check_path
 from icelite.metadata import check_document
@@ -79,11 +79,11 @@ def check_file_pages(pace: Pace) -> Iterator[Finding]:
 def check_snapshot_lineage(pace: Pace) -> Iterator[Finding]:
     """A snapshot sees what its parent saw: the parent is in its lineage."""
     with pace.read() as txn:
-        reach = load_reach(txn)
+        tree = load_tree(txn)
         rows = invariants.list_parents(txn)
     for snapshot_id, seg, seq, parent_id, parent_seg, parent_seq in rows:
-        start, stop = reach.interval(parent_seg, parent_seq)
-        if not start <= reach.interval(seg, seq)[0] < stop:
+        start, stop = tree.interval(parent_seg, parent_seq)
+        if not start <= tree.interval(seg, seq)[0] < stop:
             yield f"snapshot {snapshot_id}", f"its parent {parent_id} is not in its lineage"
 
 
@@ -192,7 +192,7 @@ def _read_refs(pace: Pace, written: dict[tuple[int, int], WrittenRefs]) -> Itera
                 broken, end = invariants.find_broken_refs(txn, node_id, start)
             yield from ((rule, str(subject), str(detail)) for rule, (subject, detail) in broken)
             start = None if end is None else end + AFTER
-        place: Place | None = ("", -1)
+        place: RefPosition | None = ("", -1)
         while place is not None:
             with pace.read() as txn:
                 some, place = scan_versions(txn, node_id, place, invariants.REFS_AT_ONCE)

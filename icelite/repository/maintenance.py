@@ -6,11 +6,11 @@ import warnings
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from icelite import ops
 from icelite.catalog.database import Catalog
 from icelite.change_set import Native
 from icelite.config import RepositoryConfig
 from icelite.objects import NoObjects, Objects
+from icelite.ops import expire, gc, repack, space, verify
 from icelite.payload import Payloads
 from icelite.virtual import VirtualAccess
 
@@ -55,7 +55,7 @@ class Maintenance:
         InvalidInputError, ReadOnlyError, StorageError
             ``invalid-argument``; ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
-        return ops.expire.expire_snapshots(
+        return expire.expire_snapshots(
             self._catalog,
             older_than,
             delete_expired_branches=delete_expired_branches,
@@ -93,7 +93,7 @@ class Maintenance:
         InvalidInputError, ReadOnlyError, StorageError
             As `expire_snapshots`.
         """
-        return ops.gc.garbage_collect(self._catalog, self._objects, delete_object_older_than, dry_run=dry_run)
+        return gc.garbage_collect(self._catalog, self._objects, delete_object_older_than, dry_run=dry_run)
 
     def compact(self) -> Compaction:
         """Give the space of removed rows back to the file system.
@@ -106,7 +106,7 @@ class Maintenance:
         ReadOnlyError, StorageError
             ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
-        return ops.compact.compact(self._catalog)
+        return space.compact(self._catalog)
 
     def repack(self, *, min_live: float = 0.5, progress: Progress | None = None) -> Repacking:
         """Write the needed part of mostly dead objects into new ones; `garbage_collect` then removes the old ones.
@@ -126,7 +126,7 @@ class Maintenance:
         """
         native = Native(self._objects, -1, self._config.object_target_bytes)
         payloads = Payloads(self._catalog, self._access, self._objects)
-        return ops.repack.repack(self._catalog, payloads, native, min_live, progress)
+        return repack.repack(self._catalog, payloads, native, min_live, progress)
 
     def verify(self, *, objects: str | None = None) -> Problems:
         """Check every rule of the file format; what is wrong, and nothing when all is well.
@@ -151,7 +151,7 @@ class Maintenance:
             ``invalid-argument``.
         """
         payloads = Payloads(self._catalog, self._access, self._objects)
-        return ops.verify.verify(self._catalog, objects, payloads, self._objects)
+        return verify.verify(self._catalog, objects, payloads, self._objects)
 
     def chunk_storage_stats(
         self,
@@ -165,7 +165,7 @@ class Maintenance:
 
         Until they are collected, chunks of released snapshots count too.
         """
-        return ops.stats.chunk_storage_stats(self._catalog)
+        return space.chunk_storage_stats(self._catalog)
 
     def total_chunks_storage(
         self,

@@ -44,7 +44,7 @@ ObjectStorage = str | os.PathLike[str] | StorageConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectsFolder:
     """Where objects are and how to get there.
 
     Attributes
@@ -89,7 +89,7 @@ class Place:
         return LocalFileSystemAccess if self.scheme == "file" else self.credentials
 
 
-def locate_objects(given: ObjectStorage, storage: StorageConfig) -> Place:
+def locate_objects(given: ObjectStorage, storage: StorageConfig) -> ObjectsFolder:
     """The place that a caller named.
 
     Parameters
@@ -120,7 +120,7 @@ def locate_objects(given: ObjectStorage, storage: StorageConfig) -> Place:
                 f" one of {', '.join(SCHEMES)}:// with a bucket, and credentials in a StorageConfig",
                 ErrorKind.STORAGE_CONFIG,
             )
-        return Place(_closed(text), _closed(text))
+        return ObjectsFolder(_closed(text), _closed(text))
     if mark and not rest.startswith("/"):
         raise InvalidInputError(
             f"objects={text!r} names a host; expected 'file:///...' or a folder", ErrorKind.INVALID_PATH
@@ -135,12 +135,12 @@ def _is_plain(text: str) -> bool:
     return "\0" not in decoded and "\\" not in decoded and (dots(decoded.split("/")) or not dots(text.split("/")))
 
 
-def own_folder(place: Place) -> Place:
+def own_folder(place: ObjectsFolder) -> ObjectsFolder:
     """The folder of a new repository in a place that others may have been given too."""
     return _below(place, new_snapshot_id())
 
 
-def _below(place: Place, name: str) -> Place:
+def _below(place: ObjectsFolder, name: str) -> ObjectsFolder:
     return replace(place, root=f"{place.root}{name}/", url=f"{place.url}{name}/")
 
 
@@ -154,7 +154,7 @@ def default_objects(storage: StorageConfig) -> str | None:
     return storage.place.key.rpartition("/")[2].removesuffix(EXTENSION) + ".chunks"
 
 
-def _locate_folder(path: str, storage: StorageConfig) -> Place:
+def _locate_folder(path: str, storage: StorageConfig) -> ObjectsFolder:
     if storage.place is not None:
         return _locate_beside(path, storage.place)
     directory = storage.directory
@@ -166,7 +166,7 @@ def _locate_folder(path: str, storage: StorageConfig) -> Place:
     absolute = os.path.realpath(os.path.join(directory or "/", os.path.expanduser(path)))
     url = _closed("file://" + absolute)
     if directory is None:
-        return Place(url, url)
+        return ObjectsFolder(url, url)
     inside = os.path.relpath(absolute, os.path.realpath(directory))
     if inside == "." or absolute == "/" or absolute == str(storage.path):
         raise InvalidInputError(
@@ -174,10 +174,10 @@ def _locate_folder(path: str, storage: StorageConfig) -> Place:
             ErrorKind.INVALID_PATH,
         )
     # ".." first is a folder above, "..x" is a name
-    return Place(url if inside == ".." or inside.startswith("../") else _closed(inside), url)
+    return ObjectsFolder(url if inside == ".." or inside.startswith("../") else _closed(inside), url)
 
 
-def _locate_beside(path: str, remote: RemotePlace) -> Place:
+def _locate_beside(path: str, remote: RemotePlace) -> ObjectsFolder:
     """A folder beside a catalog that is not on this machine, reached as the catalog is."""
     root = _closed(path.removeprefix("./"))
     if root.startswith("/") or not {"", ".", ".."}.isdisjoint(root[:-1].split("/")):
@@ -186,15 +186,15 @@ def _locate_beside(path: str, remote: RemotePlace) -> Place:
             ErrorKind.INVALID_PATH,
         )
     if isinstance(remote, S3Place):
-        return Place(root, remote.base + root, remote.credentials, remote.options)
-    return Place(root, remote.base + root)  # on a web server: only read, as relative references are
+        return ObjectsFolder(root, remote.base + root, remote.credentials, remote.options)
+    return ObjectsFolder(root, remote.base + root)  # on a web server: only read, as relative references are
 
 
-def _locate_storage(given: StorageConfig, storage: StorageConfig) -> Place:
+def _locate_storage(given: StorageConfig, storage: StorageConfig) -> ObjectsFolder:
     if given.path is not None:
         return _locate_folder(str(given.path), storage)
     if isinstance(given.place, S3Place):
-        return Place(given.place.base, given.place.base, given.place.credentials, given.place.options)
+        return ObjectsFolder(given.place.base, given.place.base, given.place.credentials, given.place.options)
     raise InvalidInputError(
         f"objects cannot be in {given!r}; expected a folder or a StorageConfig in S3", ErrorKind.STORAGE_CONFIG
     )
@@ -204,7 +204,7 @@ def _closed(url: str) -> str:
     return url if url.endswith("/") else url + "/"
 
 
-def save_place(txn: Transaction, place: Place) -> None:
+def save_place(txn: Transaction, place: ObjectsFolder) -> None:
     """Let the catalog say where its objects are."""
     save_setting(txn, SETTING, {"root": place.root})
 
@@ -231,7 +231,7 @@ def find_root(txn: Transaction) -> str | None:
     return root
 
 
-def find_place(root: str | None, given: ObjectStorage | None, storage: StorageConfig) -> Place | None:
+def find_place(root: str | None, given: ObjectStorage | None, storage: StorageConfig) -> ObjectsFolder | None:
     """The place to use: the caller's, or the stored one where that is relative; None where neither is.
 
     Raises
@@ -253,9 +253,9 @@ def find_place(root: str | None, given: ObjectStorage | None, storage: StorageCo
     if storage.directory is None:
         return None if storage.place is None else _locate_beside(root, storage.place)
     # Not resolved: a folder that is a link out of the directory is refused like any other relative reference.
-    return Place(root, f"file://{storage.directory}/{root}")
+    return ObjectsFolder(root, f"file://{storage.directory}/{root}")
 
 
-def open_objects(place: Place | None, root: str | None) -> Objects | NoObjects:
+def open_objects(place: ObjectsFolder | None, root: str | None) -> Objects | NoObjects:
     """What reads and writes the objects of a repository."""
     return NoObjects(root) if place is None else place.objects()

@@ -19,8 +19,8 @@ from icelite.repository.administration import Access
 from icelite.repository.asynchronous import AsynchronousRepository
 from icelite.repository.names import MAIN
 from icelite.repository.native import (
+    ObjectsFolder,
     ObjectStorage,
-    Place,
     default_objects,
     find_place,
     find_root,
@@ -318,7 +318,9 @@ def _reopen(
     return repository
 
 
-def _initialize(txn: Transaction, storage: StorageConfig, config: RepositoryConfig, native: Place | None) -> None:
+def _initialize(
+    txn: Transaction, storage: StorageConfig, config: RepositoryConfig, native: ObjectsFolder | None
+) -> None:
     created_at = now()
     seq = log_operation(txn, "RepoInitialized", {}, created_at)
     snapshots.insert_first_snapshot(txn, seq, created_at)

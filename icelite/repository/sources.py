@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from icelite import ops
 from icelite.catalog import snapshots
 from icelite.catalog.settings import list_containers, load_config
 from icelite.config import RepositoryConfig
+from icelite.ops import bundle, export_zarr, relocate, sources
 from icelite.repository.administration import Administration
 from icelite.repository.names import MAIN, resolve
 from icelite.repository.sessions import Sessions
@@ -55,7 +55,7 @@ class SourceFiles(Sessions, Administration):
             ``snapshot-not-found``.
         """
         view = self._view(branch, tag, snapshot_id)
-        return ops.sources.list_sources(self._catalog, self._access, view, check=check, progress=progress)
+        return sources.list_sources(self._catalog, self._access, view, check=check, progress=progress)
 
     def verify_sources(
         self,
@@ -70,7 +70,7 @@ class SourceFiles(Sessions, Administration):
         A source that this object may not read is a problem too. Raises as `sources`.
         """
         found = self.sources(branch, tag=tag, snapshot_id=snapshot_id, check=True, progress=progress)
-        return ops.sources.find_problems(found)
+        return sources.find_problems(found)
 
     def relocate(self, old_prefix: str, new_prefix: str, *, dry_run: bool = False, check: bool = False) -> Relocation:
         """Say that files and objects have moved: in every snapshot, references below one prefix go to another.
@@ -104,7 +104,7 @@ class SourceFiles(Sessions, Administration):
             ``read-only-storage``; with ``check``, ``virtual-chunk-fetch``, ``virtual-chunk-modified``,
             ``unauthorized-virtual-chunk-container``.
         """
-        done, moved = ops.relocate.relocate(
+        done, moved = relocate.relocate(
             self._catalog, self._access, old_prefix, new_prefix, dry_run=dry_run, check=check
         )
         if not dry_run:
@@ -131,7 +131,7 @@ class SourceFiles(Sessions, Administration):
             ``storage-full``; for a source that changed, is missing or may not be read, as when reading its chunks.
         """
         session = self.readonly_session(MAIN)
-        return ops.bundle.bundle(self._catalog, session.payloads, target, progress)
+        return bundle.bundle(self._catalog, session.payloads, target, progress)
 
     def export_zarr(
         self,
@@ -173,7 +173,7 @@ class SourceFiles(Sessions, Administration):
         """
         names = {"branch": branch, "tag": tag, "snapshot_id": snapshot_id}
         session = self.readonly_session(**({"branch": MAIN} if set(names.values()) == {None} else names))
-        return ops.export_zarr.export_zarr(
+        return export_zarr.export_zarr(
             session,
             target,
             group=group or "",

@@ -33,7 +33,7 @@ SHOWN = 5  # conflicts that an error message lists
 
 
 @dataclass(slots=True)
-class Plan:
+class RebasePlan:
     """What a rebase will do: on which snapshot it ends, which chunks of ours give way, which appends move."""
 
     view: View
@@ -49,7 +49,7 @@ class Plan:
             changes.move_append(txn, node_id, append.axis, append.chunks, append.documents)
 
 
-def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: ConflictSolver) -> Plan:
+def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: ConflictSolver) -> RebasePlan:
     """Compare uncommitted changes with every snapshot between theirs and ``tip``.
 
     Raises
@@ -58,7 +58,7 @@ def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: Conflict
         ``commit-conflict`` when the branch was reset to where it no longer holds the session's snapshot;
         ``rebase-failed`` with the conflicts that the solver left.
     """
-    plan = Plan(changes.view)
+    plan = RebasePlan(changes.view)
     for seq in _snapshots_since(txn, changes.view.seq, tip):
         before, plan.view = plan.view, snapshots.view_snapshot(txn, seq)
         theirs = edits_of_snapshot(txn, before, plan.view)
@@ -83,7 +83,7 @@ def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: Conflict
     return plan
 
 
-def _resolve_appends(txn: Transaction, changes: ChangeSet, before: View, plan: Plan, ours: Edits) -> None:
+def _resolve_appends(txn: Transaction, changes: ChangeSet, before: View, plan: RebasePlan, ours: Edits) -> None:
     """Take the appends that can follow theirs out of what is compared."""
     after = {node.node_id: node for _, _, node in changes.node_edits() if node is not None}
     for node_id, edit in list(ours.nodes.items()):
@@ -102,7 +102,7 @@ def _resized_by_theirs(txn: Transaction, theirs: Edits, before: View, after: Vie
     return [_resized(path, *(nodes.find_node(txn, view, path) for view in (before, after))) for path in paths]
 
 
-def _resized_by_us(txn: Transaction, changes: ChangeSet, plan: Plan) -> Iterator[Resized]:
+def _resized_by_us(txn: Transaction, changes: ChangeSet, plan: RebasePlan) -> Iterator[Resized]:
     """The arrays whose metadata the session wrote; an append that follows theirs as it will be then."""
     for path, base, node in changes.node_edits():
         if node is not None:

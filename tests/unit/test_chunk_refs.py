@@ -184,4 +184,4 @@ async def test_positions_beyond_32_bits_are_right() -> None:
     assert session.chunk_refs("x").positions.tolist() == [[7, 0], [2**32 + 3, 1]]
     assert session.chunk_refs("x").positions.dtype == np.uint64
     batches = [batch[0].tolist() async for batch in session.array_chunk_iterator("x")]
-    assert sorted(sum(batches, [])) == [[7, 0], [2**32 + 3, 1]]
+    assert sorted(row for batch in batches for row in batch) == [[7, 0], [2**32 + 3, 1]]

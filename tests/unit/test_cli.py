@@ -215,11 +215,11 @@ def test_text_of_a_catalog_cannot_play_with_the_terminal(tmp_path: Path) -> None
 
 
 def test_an_at_sign_that_is_no_reference(tmp_path: Path) -> None:
-    from icelite.cli.catalogs import CATALOG, Catalog
+    from icelite.cli.catalogs import CATALOG, CatalogArgument
 
     (tmp_path / "me@home").mkdir()
-    convert: Callable[[str], Catalog] = lambda text: CATALOG.convert(text, None, None)  # noqa: E731
-    assert convert(f"{tmp_path}/me@home/a.icelite") == Catalog(f"{tmp_path}/me@home/a.icelite", None)
-    assert convert(f"{tmp_path}/me@home/a.icelite@v1") == Catalog(f"{tmp_path}/me@home/a.icelite", "v1")
+    convert: Callable[[str], CatalogArgument] = lambda text: CATALOG.convert(text, None, None)  # noqa: E731
+    assert convert(f"{tmp_path}/me@home/a.icelite") == CatalogArgument(f"{tmp_path}/me@home/a.icelite", None)
+    assert convert(f"{tmp_path}/me@home/a.icelite@v1") == CatalogArgument(f"{tmp_path}/me@home/a.icelite", "v1")
     assert convert("https://me@host/a.icelite").ref is None
-    assert convert("s3://bucket/a.icelite@v1") == Catalog("s3://bucket/a.icelite", "v1")
+    assert convert("s3://bucket/a.icelite@v1") == CatalogArgument("s3://bucket/a.icelite", "v1")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icelite.catalog import reachability, removal
-from icelite.catalog.reachability import Reach, Version, in_preorder, needed, seen
+from icelite.catalog.reachability import SnapshotTree, Version, in_preorder, needed, seen
 from icelite.change_set import chunks as pending
 from icelite.conflicts import ConflictDetector
 from icelite.errors import ConflictError, ErrorKind, FormatError, SessionStateError, SnapshotNotFoundError
@@ -28,22 +28,22 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 def test_intervals_of_a_tree() -> None:
     """Segment 1: 1 2 5; 6 forks at 2 and holds 6 7; 8 forks at 5, which is gone, and holds nothing."""
-    reach = Reach([(1, None, None), (6, 1, 2), (8, 1, 5)], [(1, 1), (2, 1), (6, 6), (7, 6)])
-    assert reach.interval(1, 1) == (0, 4)
-    assert reach.interval(1, 2) == (1, 4)
-    assert reach.interval(6, 6) == (2, 4)
-    assert reach.interval(6, 7) == (3, 4)
-    start, stop = reach.interval(1, 5)
+    tree = SnapshotTree([(1, None, None), (6, 1, 2), (8, 1, 5)], [(1, 1), (2, 1), (6, 6), (7, 6)])
+    assert tree.interval(1, 1) == (0, 4)
+    assert tree.interval(1, 2) == (1, 4)
+    assert tree.interval(6, 6) == (2, 4)
+    assert tree.interval(6, 7) == (3, 4)
+    start, stop = tree.interval(1, 5)
     assert start == stop
-    assert reach.interval(99, 99) == (0, 0)
-    assert reach.empty_segments() == [8]
+    assert tree.interval(99, 99) == (0, 0)
+    assert tree.empty_segments() == [8]
 
 
 def test_segments_that_form_no_tree() -> None:
     with pytest.raises(FormatError, match="segment 5"):
-        Reach([(5, 7, 6), (7, None, None)], [])
+        SnapshotTree([(5, 7, 6), (7, None, None)], [])
     with pytest.raises(FormatError, match="segment 9"):
-        Reach([(1, None, None)], [(3, 9)])
+        SnapshotTree([(1, None, None)], [(3, 9)])
 
 
 @given(seed=st.integers(0, 1 << 32))
@@ -62,7 +62,7 @@ def test_who_sees_a_version_is_whoever_has_it_as_the_newest(seed: int) -> None:
             segments.append((seq, segs[parent], parent))
         newest[segs[seq]] = seq
     kept = sorted(choose.sample(sorted(parents), choose.randrange(1, len(parents) + 1)))
-    reach = Reach(segments, [(seq, segs[seq]) for seq in kept])
+    tree = SnapshotTree(segments, [(seq, segs[seq]) for seq in kept])
     written = sorted(choose.sample(sorted(parents), choose.randrange(1, len(parents) + 1)))
     deletes = {seq: choose.random() < 0.3 for seq in written}
 
@@ -71,8 +71,8 @@ def test_who_sees_a_version_is_whoever_has_it_as_the_newest(seed: int) -> None:
             seq = parents[seq]
         return seq
 
-    versions = in_preorder(Version(seq, deletes[seq], reach.interval(segs[seq], seq)) for seq in written)
-    ranks = {reach.interval(segs[seq], seq)[0]: seq for seq in kept}
+    versions = in_preorder(Version(seq, deletes[seq], tree.interval(segs[seq], seq)) for seq in written)
+    ranks = {tree.interval(segs[seq], seq)[0]: seq for seq in kept}
     assert sorted(ranks) == list(range(len(kept)))
     winners = {}
     for version, (places, _) in zip(versions, seen(versions), strict=True):

@@ -1,10 +1,11 @@
-"""How many bytes the chunks of a repository take, and where."""
+"""Space: how many bytes the chunks of a repository take and where, and giving back what was removed."""
 
 from __future__ import annotations
 
 from icelite.catalog.chunks import sum_stored_bytes
 from icelite.catalog.database import Catalog
-from icelite.types import ChunkStorageStats, ChunkType
+from icelite.catalog.permissions import check_online
+from icelite.types import ChunkStorageStats, ChunkType, Compaction
 
 
 def chunk_storage_stats(catalog: Catalog) -> ChunkStorageStats:
@@ -16,3 +17,10 @@ def chunk_storage_stats(catalog: Catalog) -> ChunkStorageStats:
         virtual_bytes=sums.get(ChunkType.virtual, 0),
         inlined_bytes=sums.get(ChunkType.inline, 0),
     )
+
+
+def compact(catalog: Catalog) -> Compaction:
+    """Rebuild the file without its free pages; see `Repository.compact`."""
+    with catalog.read() as txn:
+        check_online(txn)
+    return Compaction(*catalog.vacuum())
