@@ -1,252 +1,298 @@
-"""GRIB, editions 1 and 2: gribberish's parser for VirtualiZarr. Each message is a chunk.
+"""GRIB, editions 1 and 2: each message is a chunk that gribberish decodes; the rest is decoded by ecCodes and copied.
 
-What gribberish would lose or get wrong without a word is found by walking through the messages: those that it skips,
-those of another grid that it puts into one array, and the latitudes of Gaussian grids, which are computed here.
+- ecCodes reads the headers; variables and datasets are those of ``cfgrib.open_datasets``.
+- A message is referenced only if gribberish is known to decode its edition, grid and packing, and does so for the
+  first message of that layout in the file as ecCodes does. It ends the process for some others.
+- The second field of a message cannot be referenced: its sections are kept in the repository as a message of its own.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from virtualizarr.manifests import ManifestArray
 
-from icelite.errors import ErrorKind, InvalidInputError, StorageError
-from icelite.formats.parsed import ParsedGroup, descend
-from icelite.formats.source import SourceFile, describe
+from icelite.errors import ErrorKind, InvalidInputError
+from icelite.formats.eccodes import Headers, compare_gribberish, read_values
+from icelite.formats.grib_cubes import Cube, GribDataset, IndexedField, arrange, collapse, name_datasets
+from icelite.formats.grib_description import IDENTITY, KEYS
+from icelite.formats.grib_grids import GribGrid, describe_grid
+from icelite.formats.grib_messages import FieldBytes, GribField, read_field, read_fields
+from icelite.formats.manifests import HAS_INLINED, build_array, json_attributes
+from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
 
-_END = b"7777"
-_HAS_GRID = 0x80  # flag of a GRIB1 message that describes its grid
-_GAUSSIAN = {1: 4, 2: 40}  # number of the grid template by edition
-_NAMES = {
-    1: {0: "regular_ll", 1: "mercator", 3: "lambert", 4: "gaussian", 5: "polar_stereographic", 10: "rotated_ll"},
-    2: {0: "regular_ll", 1: "rotated_ll", 10: "mercator", 20: "polar_stereographic", 30: "lambert", 40: "gaussian"},
+_CODEC = {"name": "gribberish", "configuration": {"var": "values"}}  # any name but those of coordinates
+_DECODED = {  # what gribberish decodes as ecCodes does, by edition
+    1: ("grid_simple",),
+    2: (
+        "grid_simple",
+        "grid_ccsds",
+        "grid_jpeg",
+        "grid_png",
+        "grid_complex",
+        "grid_complex_spatial_differencing",
+    ),
 }
-_NAMES[1] |= {50: "spherical_harmonics"}
-_NAMES[2] |= {50: "spherical_harmonics"}
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message.
-
-    Attributes
-    ----------
-    offset
-        Of its first byte in the file.
-    grid
-        The section that describes its grid, as it is; empty if it has none.
-    """
-
-    offset: int
-    edition: int
-    grid: bytes
-
-    @property
-    def template(self) -> int | None:
-        """Number of the grid's type, which differs between editions."""
-        if not self.grid:
-            return None
-        return self.grid[5] if self.edition == 1 else int.from_bytes(self.grid[12:14], "big")
-
-    @property
-    def grid_name(self) -> str:
-        """The grid's type as ecCodes calls it, or its number."""
-        template = self.template
-        return "none" if template is None else _NAMES[self.edition].get(template, f"type {template}")
-
-    @property
-    def is_gaussian(self) -> bool:
-        """Whether it is a Gaussian grid, of latitudes that are not evenly spaced."""
-        return self.template == _GAUSSIAN[self.edition]
-
-    @property
-    def is_regular(self) -> bool:
-        """Whether all rows have the same number of points."""
-        if self.template not in (0, _GAUSSIAN[self.edition]):
-            return True
-        columns = self.grid[6:8] if self.edition == 1 else self.grid[30:34]
-        return columns.strip(b"\xff") != b""
-
-    @property
-    def first_latitude(self) -> float:
-        """Latitude of the first point of a Gaussian or regular grid, degrees."""
-        if self.edition == 1:
-            return _signed(self.grid[10:13]) / 1_000
-        return _signed(self.grid[46:50]) / 1_000_000
-
-
-def _signed(data: bytes) -> int:
-    """A number whose first bit is its sign, as GRIB has them."""
-    value = int.from_bytes(data, "big")
-    sign = 1 << (8 * len(data) - 1)
-    return -(value - sign) if value & sign else value
-
-
-def read_messages(source: SourceFile) -> Iterator[Message]:
-    """The messages of a file; what is between them is passed over.
-
-    Raises
-    ------
-    StorageError
-        ``unreadable-source`` for a message that is damaged or cut short.
-    """
-    data = source.read(0, None)
-    at = 0
-    while (at := data.find(b"GRIB", at)) >= 0:
-        edition = data[at + 7] if at + 16 <= len(data) else 0
-        length = int.from_bytes(data[at + 8 : at + 16] if edition == 2 else data[at + 4 : at + 7], "big")
-        if edition in _NAMES and data[at + length - 4 : at + length] == _END:
-            yield Message(at, edition, _grid(data, at, at + length, edition))
-            at += length
-        elif edition in _NAMES:
-            raise source.unreadable(f"its GRIB message at byte {at} is damaged or cut short")
-        else:
-            at += 4
-
-
-def _grid(data: bytes, start: int, end: int, edition: int) -> bytes:
-    if edition == 1:
-        product = start + 8
-        grid = product + int.from_bytes(data[product : product + 3], "big")
-        length = int.from_bytes(data[grid : grid + 3], "big") if data[product + 7] & _HAS_GRID else 0
-        return data[grid : grid + length]
-    at = start + 16
-    while at + 5 <= end - 4:
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4] == 3 or length < 5:
-            return data[at : at + length]
-        at += length
-    return b""
-
-
-def gaussian_latitudes(rows: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Latitudes of a Gaussian grid in degrees, from north to south: the zeros of the Legendre polynomial."""
-    zeros, _ = np.polynomial.legendre.leggauss(rows)
-    latitudes: np.ndarray[tuple[int], np.dtype[np.float64]] = np.degrees(np.arcsin(zeros[::-1]))
-    return latitudes
-
-
-_AXES = {"y": "latitude", "x": "longitude"}
+_KEYS = (*KEYS, *IDENTITY[1], *IDENTITY[2], "packingType", "bitmapPresent", "bitsPerValue", "numberOfValues")
+_GRIDS_OF_FIRST_EDITION = ("regular_ll", "regular_gg")
+_MOST_POINTS = 1 << 28
 
 
 def parse(
     source: SourceFile, stamp: SourceStamp, group: str, dropped: Collection[str], whole_tree: bool
 ) -> ParsedGroup:
-    """Parse a group for each kind of level and product, or for one dataset all of them put into one group.
+    """Parse a group for each of cfgrib's datasets, or all of them put into one dataset where they fit.
 
     Raises
     ------
     InvalidInputError
-        ``missing-package`` where gribberish has no parser: it needs Python 3.12 or newer. ``invalid-argument`` for a
-        file whose variables do not fit into one dataset.
+        ``invalid-argument`` for a file whose variables do not fit into one dataset.
     StorageError
-        ``unreadable-source`` for messages or grids that gribberish does not read.
+        ``unreadable-source`` for a file that ends within a message, or holds none that can be read.
     """
-    try:
-        from gribberish.virtualizarr import GribberishParser
-    except ImportError as error:
-        raise InvalidInputError(
-            f"reading {source.url!r}, a GRIB file, needs the package 'gribberish' 1.9 or newer, which needs Python 3.12"
-            " or newer",
-            ErrorKind.MISSING_PACKAGE,
-        ) from error
-    messages = {message.offset: message for message in read_messages(source)}
-    collapse = not whole_tree and not group
-    parser = GribberishParser(drop_variables=sorted(dropped) or None, collapse_groups=collapse)
-    try:
-        parsed = ParsedGroup.of_store(parser(source.url, source.stores))
-    except ValueError as error:
-        raise _unread(source, messages, sorted(messages), describe(error)) from error
-    if not dropped:
-        _check_messages(source, parsed, messages)
-    for path, node in parsed.walk():
-        _mend(source, path, node, messages)
-    parsed = descend(parsed, group, source)
-    if not whole_tree and not parsed.arrays and parsed.groups:
-        paths = [path for path, node in parsed.walk() if node.arrays]
-        raise InvalidInputError(
-            f"{source.url!r} holds variables that do not fit into one dataset, in the groups {', '.join(paths)}: open"
-            " it as a tree, or name one with group=",
-            ErrorKind.INVALID_ARGUMENT,
-        )
+    fields, skipped = _index(source)
+    datasets = arrange(fields)
+    for dataset in datasets:
+        dataset.cubes = [cube for cube in dataset.cubes if cube.name not in dropped]
+    named = name_datasets(dataset for dataset in datasets if dataset.cubes)
+    if not named and not dropped:
+        problem = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise source.unreadable(problem or "it holds no whole GRIB message")
+    build = partial(_build_group, source, stamp)
+    if group and group not in named:
+        raise no_group(source, group, named)
+    if whole_tree and not group:
+        return ParsedGroup(groups={name: build(dataset) for name, dataset in named.items()}, skipped=skipped)
+    whole = named[group] if group else _whole(source, named)
+    parsed = build(whole) if whole.cubes else ParsedGroup()
+    parsed.skipped |= skipped
     return parsed
 
 
-def _offsets(array: Any) -> list[int]:
-    return [int(entry["offset"]) for _, entry in array.manifest.iter_refs() if entry["path"] != "__inlined__"]
+def _whole(source: SourceFile, named: dict[str, GribDataset]) -> GribDataset:
+    whole = collapse(list(named.values())) if named else GribDataset({})
+    if whole is None:
+        raise InvalidInputError(
+            f"{source.url!r} holds variables that do not fit into one dataset, in the groups {', '.join(named)}: open"
+            " it as a tree, or name one with group= (source_group= of virtualize)",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    return whole
 
 
-def _check_messages(source: SourceFile, parsed: ParsedGroup, messages: dict[int, Message]) -> None:
-    found = {offset for _, node in parsed.walk() for array in node.arrays.values() for offset in _offsets(array)}
-    lost = sorted(messages.keys() - found)
-    if lost:
-        remedy = "to leave the others out, pass parser=gribberish.virtualizarr.GribberishParser()"
-        raise _unread(source, messages, lost, remedy)
+# -- the index of a file ---------------------------------------------------------------------------------------------
 
 
-def _unread(source: SourceFile, messages: dict[int, Message], lost: list[int], rest: str) -> StorageError:
-    kinds = ", ".join(sorted({messages[offset].grid_name for offset in lost})) or "no whole message"
-    return source.unreadable(
-        f"gribberish reads {len(messages) - len(lost)} of its {len(messages)} messages; the others are on grids of the"
-        f" types {kinds}: {rest}"
+def _index(source: SourceFile) -> tuple[list[IndexedField], dict[str, str]]:
+    """All fields of a file, and why some are left out."""
+    found: list[IndexedField] = []
+    skipped: dict[str, str] = {}
+    layouts = _Layouts()
+    for place, part in read_fields(source):
+        headers = Headers(partial(_read_again, source, place))
+        try:
+            if isinstance(part, str):
+                raise ValueError(part)
+            headers.load(_KEYS, part.message)
+            grid, problem = layouts.examine(place, part, headers)
+        except ValueError as error:
+            which = "" if place.alone else f"field {place.number} of "
+            skipped[f"{which}the message at byte {place.offset}"] = str(error)
+            continue
+        found.append(IndexedField(place, headers, part.product, grid, problem))
+    return found, skipped
+
+
+def _read_again(source: SourceFile, place: GribField) -> bytes:
+    with source.open() as stream:
+        return read_field(stream, place.offset, place.length, place.number)
+
+
+class _Layouts:
+    """Grids and ways of packing that were met in a file; each is examined once."""
+
+    def __init__(self) -> None:
+        self._grids: dict[tuple[Any, ...], GribGrid] = {}
+        self._problems: dict[tuple[Any, ...], str | None] = {}
+
+    def examine(self, place: GribField, part: FieldBytes, headers: Headers) -> tuple[GribGrid, str | None]:
+        """The grid of a field, and why it cannot be referenced.
+
+        Raises
+        ------
+        ValueError
+            ecCodes does not decode it.
+        """
+        points = headers.get("numberOfPoints", 0)
+        if not isinstance(points, int) or points > _MOST_POINTS:
+            raise ValueError(f"it has {points} points, and {_MOST_POINTS} are the most that are read")
+        if place.edition == 2 and not headers.get("bitmapPresent") and headers.get("numberOfValues", points) != points:
+            raise ValueError(f"it has {headers['numberOfValues']} values for {points} points")
+        where = (place.edition, part.grid or part.product[:28], headers.get("gridType"), points)
+        packing = (headers.get("packingType"), headers.get("bitmapPresent"), headers.get("bitsPerValue") == 0)
+        layout = (*where, *packing)
+        if layout not in self._problems:
+            values = read_values(part.message)
+            if where not in self._grids:
+                self._grids[where] = self._kept(describe_grid(headers, part.message, values.size))
+            grid = self._grids[where]
+            if values.size != np.prod(grid.shape):
+                raise ValueError(f"it has {values.size} values on a grid of {' x '.join(map(str, grid.shape))}")
+            self._problems[layout] = self._find_problem(place.edition, part.message, headers, grid)
+        return self._grids[where], self._problems[layout]
+
+    def _kept(self, grid: GribGrid) -> GribGrid:
+        """The first of the grids that are equal, so that they can be told by identity."""
+        return next((other for other in self._grids.values() if other.equals(grid)), grid)
+
+    def _find_problem(self, edition: int, message: bytes, headers: Headers, grid: GribGrid) -> str | None:
+        packing, kind = headers.get("packingType"), headers.get("gridType")
+        if not _has_codec():
+            return "gribberish is not installed, which needs Python 3.12"
+        if grid.columns_first or grid.turning:
+            return "its points are not in rows that all run the same way"
+        if packing not in _DECODED[edition]:
+            return f"gribberish does not decode {packing}"
+        if edition == 1 and (kind not in _GRIDS_OF_FIRST_EDITION or len(message) >= 1 << 23):
+            return f"gribberish does not decode edition 1 on a grid of the type {kind}"
+        if edition == 1 and headers.get("bitmapPresent") and not headers.get("bitsPerValue"):
+            return "gribberish misses that a constant field has holes"
+        try:
+            return compare_gribberish(message)
+        except ValueError:
+            return "gribberish does not come back from it"
+
+
+def _has_codec() -> bool:
+    try:
+        import gribberish.zarr.codec  # noqa: F401  (found by name when the chunks are read)
+    except ImportError:
+        return False
+    return True
+
+
+# -- from a dataset to a group ---------------------------------------------------------------------------------------
+
+
+def _build_group(source: SourceFile, stamp: SourceStamp, dataset: GribDataset) -> ParsedGroup:
+    parsed = ParsedGroup(attributes=json_attributes(dataset.attributes))
+    parsed.made = {name: _squeezed(variable) for name, variable in dataset.coordinates.items()}
+    parsed.coordinates = tuple(parsed.made)
+    for cube in dataset.cubes:
+        if cube.repeated:
+            warnings.warn(
+                f"{cube.repeated} fields of {cube.name!r} are in {source.url!r} twice: the first of each is taken",
+                stacklevel=2,
+            )
+        reasons = [each.problem for each in cube.cells.values() if each.problem is not None]
+        split = sum(each.place.number > 0 for each in cube.cells.values())
+        if split and not HAS_INLINED:
+            reasons.append("its message holds several fields")
+        if reasons:
+            parsed.copied[cube.name] = Copied(_copy(source, stamp, cube), reasons[0])
+            continue
+        parsed.arrays[cube.name] = _reference(source, cube)
+        if split:
+            parsed.partly[cube.name] = f"{split} of {len(cube.cells)} fields are not the first of their message"
+    return parsed
+
+
+def _squeezed(variable: xr.Variable) -> xr.Variable:
+    return variable.isel({dim: 0 for dim, size in variable.sizes.items() if size == 1})
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Dimensions of a variable without those of length one, as cfgrib leaves them out."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    header: tuple[int, ...]  # axes of the cube that stay
+    points: tuple[int, ...]  # shape of the grid that stays
+
+    @classmethod
+    def of_cube(cls, cube: Cube) -> _Layout:
+        sizes = [cube.coordinates[dim].size for dim in cube.dims]
+        header = tuple(axis for axis, size in enumerate(sizes) if size > 1)
+        points = tuple(size for size in cube.grid.shape if size > 1)
+        dims = (
+            *(cube.dims[axis] for axis in header),
+            *(dim for dim, size in zip(cube.grid.dims, cube.grid.shape, strict=True) if size > 1),
+        )
+        return cls(dims, (*(sizes[axis] for axis in header), *points), header, points)
+
+    def places(self, cube: Cube) -> Iterator[tuple[tuple[int, ...], IndexedField]]:
+        for position, each in cube.cells.items():
+            yield tuple(position[axis] for axis in self.header), each
+
+
+def _table(layout: _Layout, cube: Cube) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Offset, length and number of the field at each position; a length of 0 where there is none."""
+    table = np.zeros((3, *layout.shape[: len(layout.header)]), np.uint64)
+    for position, each in layout.places(cube):
+        place = each.place
+        for row, value in enumerate((place.offset, place.length, place.number)):
+            table[(row, *position)] = value
+    return table
+
+
+def _reference(source: SourceFile, cube: Cube) -> ManifestArray:
+    layout = _Layout.of_cube(cube)
+    table, trailing = _table(layout, cube), (1,) * len(layout.points)
+    inlined = {
+        (*position, *(0,) * len(trailing)): _read_again(source, each.place)
+        for position, each in layout.places(cube)
+        if each.place.number
+    }
+    grid = (*layout.shape[: len(layout.header)], *trailing)
+    dtype = np.dtype("<f8")
+    return build_array(
+        url=source.url,
+        shape=layout.shape,
+        chunks=(*(1 for _ in layout.header), *layout.points),
+        dtype=dtype,
+        stored=dtype,
+        offsets=table[0].reshape(grid),
+        lengths=table[1].reshape(grid),
+        dims=layout.dims,
+        attributes=json_attributes(cube.attributes),
+        serializer=_CODEC,
+        inlined=inlined,
+        fill_value=np.nan,
     )
 
 
-def _mend(source: SourceFile, path: str, node: ParsedGroup, messages: dict[int, Message]) -> None:
-    """Check the grids of a group's variables, and give Gaussian ones their latitudes."""
-    for name, array in node.arrays.items():
-        used = [messages[offset] for offset in _offsets(array) if offset in messages]
-        grids = {message.grid for message in used}
-        if len(grids) > 1:
-            raise source.unreadable(
-                f"the messages of variable {f'{path}/{name}'.lstrip('/')!r} have {len(grids)} different grids, which"
-                " gribberish puts into one array: split the file, or leave the variable out (drop_variables=)"
-            )
-        if any(not message.is_regular for message in used):
-            raise source.unreadable(
-                f"variable {f'{path}/{name}'.lstrip('/')!r} has a reduced grid, with rows of different lengths, which"
-                " gribberish does not read: leave it out (drop_variables=)"
-            )
-    gaussian = [
-        messages[offset]
-        for array in node.arrays.values()
-        for offset in _offsets(array)[:1]
-        if offset in messages and messages[offset].is_gaussian
-    ]
-    if gaussian and {"y", "x"} <= node.arrays.keys():
-        _set_latitudes(source, node, gaussian)
+def _copy(source: SourceFile, stamp: SourceStamp, cube: Cube) -> xr.Variable:
+    layout = _Layout.of_cube(cube)
+    read = partial(_read_cells, _table(layout, cube), cube.grid, layout.points)
+    attributes = json_attributes(cube.attributes)
+    return lazy_copy(source, stamp, cube.name, read, layout.dims, layout.shape, np.dtype("f8"), attributes)
 
 
-def _set_latitudes(source: SourceFile, node: ParsedGroup, gaussian: Sequence[Message]) -> None:
-    """``latitude`` and ``longitude`` as in other grids, in place of evenly spaced ``y`` and of ``x``."""
-    rows = node.arrays["y"].shape[0]
-    latitudes = gaussian_latitudes(rows)
-    first = {message.first_latitude for message in gaussian}
-    if len(first) != 1 or abs(latitudes[0] - first.pop()) > 0.001:
-        raise source.unreadable(
-            f"its Gaussian grid of {rows} rows does not run from pole to pole, north first; gribberish gives such a"
-            " grid wrong latitudes"
-        )
-    manifest: Any = node.arrays["x"].manifest
-    longitudes = np.frombuffer(manifest._inlined[(0,)], "<f8")
-    for name in ("y", "x", "latitude", "longitude"):
-        node.arrays.pop(name, None)
-    node.arrays = {name: _renamed(array) for name, array in node.arrays.items()}
-    described = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
-    node.made["latitude"] = xr.Variable("latitude", latitudes, described)
-    described = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
-    node.made["longitude"] = xr.Variable("longitude", longitudes.copy(), described)
-
-
-def _renamed(array: Any) -> Any:
-    metadata = array.metadata
-    dims = tuple(_AXES.get(dim, dim) for dim in metadata.dimension_names or ())
-    attributes = {key: value for key, value in metadata.attributes.items() if key != "coordinates"}
-    metadata = dataclasses.replace(metadata, dimension_names=dims, attributes=attributes)
-    return ManifestArray(metadata=metadata, chunkmanifest=array.manifest)
+def _read_cells(
+    table: np.ndarray[Any, Any],
+    grid: GribGrid,
+    points: tuple[int, ...],
+    source: SourceFile,
+    name: str,
+    key: tuple[Any, ...],
+) -> np.ndarray[Any, Any]:
+    """Values of the fields in a table, decoded by ecCodes; NaN where there is none."""
+    header = table.ndim - 1
+    wanted = table[(slice(None), *key[:header])]
+    values = np.full((*wanted.shape[1:], *points), np.nan)
+    with source.open() as stream:
+        for position in np.ndindex(wanted.shape[1:]):
+            offset, length, number = (int(each) for each in wanted[(slice(None), *position)])
+            if length:
+                message = read_field(stream, offset, length, number)
+                values[position] = grid.arrange(read_values(message)).reshape(points)
+    return np.asarray(values[(*(slice(None) for _ in wanted.shape[1:]), *key[header:])])

@@ -292,7 +292,8 @@ def _build_dataset(
     }
     dataset = dataset.assign({name: raw[name] for name in raw if name not in coordinates})
     dataset = dataset.assign_coords(xr.Coordinates(coordinates, indexes={}))
-    dataset = dataset.assign_coords(group.made)
+    made = xr.decode_cf(xr.Dataset(coords=group.made), decode_times=decode_times is not False, decode_coords=False)
+    dataset = dataset.assign_coords(made.coords)
     loaded = _load(group, wanted, registry, decode_times)
     return dataset.assign(loaded.data_vars).assign_coords(loaded.coords)
 

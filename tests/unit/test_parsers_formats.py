@@ -1,4 +1,4 @@
-"""What the parsers of single formats find: grids of GeoTIFFs, layouts of TIFFs, messages of GRIB files, headers."""
+"""What the parsers of single formats find: grids of GeoTIFFs, layouts of TIFFs, headers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icelite.errors import ErrorKind, InvalidInputError, StorageError
-from icelite.formats import open_virtual, open_virtual_tree
-from icelite.formats.source import SourceFile
+from icelite.errors import InvalidInputError
+from icelite.formats import open_virtual
 from icelite.repository import Repository
 from icelite.virtualizarr import to_icelite
 
@@ -22,7 +21,6 @@ fits = pytest.importorskip("astropy.io.fits")
 pytest.importorskip("virtualizarr")
 pytest.importorskip("virtual_tiff")
 
-from icelite.formats.grib import gaussian_latitudes, read_messages  # noqa: E402
 from icelite.formats.manifests import HAS_INLINED, json_attributes  # noqa: E402
 
 VALUES = np.arange(50 * 40, dtype="f4").reshape(50, 40)
@@ -130,35 +128,6 @@ def test_images_of_other_shapes_are_other_variables(tmp_path: Path) -> None:
 def test_a_picture_without_georeference_has_no_coordinates(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", VALUES)
     assert not open_virtual(tmp_path / "a.tif").coords
-
-
-@pytest.mark.parametrize("rows", [48, 96, 160])
-def test_gaussian_latitudes(rows: int) -> None:
-    latitudes = gaussian_latitudes(rows)
-    np.testing.assert_allclose(latitudes, -latitudes[::-1])
-    assert (np.diff(latitudes) < 0).all()
-    if rows == 96:  # N48, as ECMWF lists it
-        np.testing.assert_allclose(latitudes[:3], [88.5721685, 86.7225310, 84.8619703], atol=1e-6)
-
-
-def grib1(grid: bytes) -> bytes:
-    """The sections of a GRIB1 message that say what it is."""
-    product = (28).to_bytes(3, "big") + bytes(4) + b"\x80" + bytes(20)
-    description = (3 + len(grid)).to_bytes(3, "big") + grid
-    body = product + description + b"7777"
-    return b"GRIB" + (8 + len(body)).to_bytes(3, "big") + b"\x01" + body
-
-
-def test_messages_are_found_wherever_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "a.grib"
-    regular, gaussian = bytes([0, 255, 0]) + bytes(26), bytes([0, 255, 4]) + bytes(26)
-    path.write_bytes(b"heading" + grib1(regular) + b"\0\0" + grib1(gaussian))
-    messages = list(read_messages(SourceFile.locate(path)))
-    assert [(message.offset, message.grid_name) for message in messages] == [(7, "regular_ll"), (81, "gaussian")]
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(StorageError, match="message at byte 81 is damaged or cut short") as error:
-        open_virtual_tree(path) if HAS_INLINED else list(read_messages(SourceFile.locate(path)))
-    assert error.value.kind == ErrorKind.UNREADABLE_SOURCE
 
 
 def test_parts_of_a_fits_file_with_the_same_name(tmp_path: Path) -> None:
