@@ -34,6 +34,10 @@ SELECT_NUMBERED_LOCATIONS = """
 SELECT l.id, l.kind, l.path, c.name, l.size, l.etag, l.modified_at
 FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.kind = 2 ORDER BY l.id
 """
+SELECT_FILES = """
+SELECT l.id, l.kind, l.path, c.name, l.size, l.etag, l.modified_at
+FROM location l LEFT JOIN container c ON c.id = l.container_id WHERE l.path = ?2 AND l.kind = 2 AND c.name IS ?1
+"""
 UPDATE_LOCATION = """
 UPDATE location SET container_id = ?3, path = ?4, size = ?5, etag = ?6, modified_at = ?7, crc32c = ?8
 WHERE id = ?1 AND kind = ?2
@@ -88,6 +92,11 @@ def list_locations(txn: Transaction) -> list[Location]:
 def load_locations(txn: Transaction) -> dict[int, Location]:
     """Every virtual location of the repository by its id."""
     return {row[0]: _location(tuple(row[1:]), row[0]) for row in txn.rows(SELECT_NUMBERED_LOCATIONS)}
+
+
+def find_files(txn: Transaction, container: str | None, path: str) -> dict[int, Location]:
+    """The virtual locations with a path in a container, or in none, by id: one for each way the file once was."""
+    return {row[0]: _location(tuple(row[1:]), row[0]) for row in txn.rows(SELECT_FILES, (container, path))}
 
 
 def update_locations(txn: Transaction, changed: Mapping[int, Location]) -> None:

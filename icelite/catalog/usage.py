@@ -13,6 +13,7 @@ from typing import NamedTuple
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Transaction
 from icelite.catalog.snapshots import LINEAGE
+from icelite.catalog.values import OPTIONAL_TEXT, check_types, types
 from icelite.types import View
 
 # How many references of the chunks that a session staged, or of a whole array, lead to each file now.
@@ -50,24 +51,28 @@ SELECT_HISTORY = (
     + """
 SELECT u.location_id, u.seq, u.refs, s.id, s.message, o.done_at, o.detail
 FROM json_each(?3) k CROSS JOIN usage u CROSS JOIN lineage l
-LEFT JOIN snapshot s ON s.seq = u.seq LEFT JOIN operation o ON o.id = u.seq
+JOIN operation o ON o.id = u.seq LEFT JOIN snapshot s ON s.seq = u.seq
 WHERE u.location_id = k.value AND u.seq <= ?2 AND l.seg = u.seg AND u.seq <= l.bound ORDER BY u.seq, u.location_id
 """
 )
+HISTORY_ROW = types(int, int, int, OPTIONAL_TEXT, OPTIONAL_TEXT, int, str)
 SELECT_POINTS = "SELECT DISTINCT seq, seg FROM usage"
 DELETE_POINTS = "DELETE FROM usage WHERE seq IN (SELECT value FROM json_each(?))"
 
 
 class UsageRow(NamedTuple):
-    """A row of the history of a file; id and message are None where the snapshot was released."""
+    """A row of the history of a file, with what the log says of its snapshot.
+
+    Id and message are None where the snapshot was released.
+    """
 
     location_id: int
     seq: int
     refs: int
     snapshot_id: str | None
     message: str | None
-    done_at: int | None
-    detail: str | None
+    done_at: int
+    detail: str
 
 
 def count_replaced(txn: Transaction, view: View, node_id: int) -> dict[int, int]:
@@ -100,6 +105,8 @@ def copy_usage(txn: Transaction, seq: int, view: View) -> None:
 def list_history(txn: Transaction, view: View, location_ids: Iterable[int]) -> list[UsageRow]:
     """What ``view`` has behind it of some files, oldest first."""
     rows = txn.rows(SELECT_HISTORY, (view.seg, view.seq, json.dumps(list(location_ids))))
+    for row in rows:
+        check_types(row, HISTORY_ROW, "a row of usage")
     return [UsageRow(*row) for row in rows]
 
 

@@ -149,6 +149,7 @@ class ChunkChanges:
             stored = self.native.put(large)
             with self.catalog.stage() as txn:
                 for (node_id, chunk), (location, offset, length) in stored:
+                    self._tallies.pop(node_id, None)
                     staging.put_ref(txn, node_id, chunk, self.intern(location), offset, length)
             self._with_refs.update(node_id for node_id, _ in large)  # before they go: others may be reading
             for name, data in large.items():
@@ -162,6 +163,7 @@ class ChunkChanges:
             row = chunk, INLINE, insert_payload(txn, data, written_at), len(data)
             stored.setdefault(node_id, []).append(row)
         for node_id, rows in stored.items():
+            self._tallies.pop(node_id, None)
             staging.put_refs(txn, node_id, *zip(*rows, strict=True))
 
     def _pending_written(self) -> None:
@@ -182,7 +184,8 @@ class ChunkChanges:
         """Stage references, as aligned columns; the ids come from `intern`."""
         ids, some_offsets, some_lengths = (_as_list(column) for column in (location_ids, offsets, lengths))
         staging.put_refs(txn, node_id, chunks, ids, some_offsets, some_lengths)
-        if len(chunks) >= BLOCK_ROWS and (node_id in self._tallies or node_id not in self._with_refs):
+        # whatever else is staged of an array drops its tally; what replaces rows makes it disagree with their number
+        if node_id in self._tallies or (len(chunks) >= BLOCK_ROWS and node_id not in self._with_refs):
             self._tallies.setdefault(node_id, Tally()).add(chunks, location_ids, offsets, lengths)
         if self._pending:
             for chunk in chunks:

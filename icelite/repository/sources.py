@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from icelite.catalog import snapshots
 from icelite.catalog.settings import list_containers, load_config
 from icelite.config import RepositoryConfig
-from icelite.ops import bundle, export_zarr, relocate, sources
+from icelite.ops import bundle, export_zarr, file_history, relocate, sources
 from icelite.repository.administration import Administration
 from icelite.repository.names import MAIN, resolve
 from icelite.repository.sessions import Sessions
 from icelite.types import View
 
 if TYPE_CHECKING:
-    from icelite.types import Bundle, Problem, Progress, Relocation, Sources, ZarrExport
+    from icelite.types import Bundle, FileChange, Problem, Progress, Relocation, Sources, ZarrExport
 
 
 class SourceFiles(Sessions, Administration):
@@ -71,6 +71,26 @@ class SourceFiles(Sessions, Administration):
         """
         found = self.sources(branch, tag=tag, snapshot_id=snapshot_id, check=True, progress=progress)
         return sources.find_problems(found)
+
+    def file_history(
+        self, url: str, branch: str | None = None, *, tag: str | None = None, snapshot_id: str | None = None
+    ) -> list[FileChange]:
+        """Which snapshots added, changed and dropped a file, newest first: one query, however long the history.
+
+        Only what is behind the snapshot counts, as in `ancestry`. Released snapshots are told too, by the ids that they
+        had; moved files are known by where they are now.
+
+        Parameters
+        ----------
+        url
+            An absolute URL, a path relative to the catalog, or ``vcc://name/path``.
+
+        Raises
+        ------
+        NotFoundError, InvalidInputError, RefNotFoundError, SnapshotNotFoundError
+            ``location-not-found`` when no reference ever was to the file; ``invalid-virtual-ref``; as `sources`.
+        """
+        return file_history.list_file_history(self._catalog, self._view(branch, tag, snapshot_id), url)
 
     def relocate(self, old_prefix: str, new_prefix: str, *, dry_run: bool = False, check: bool = False) -> Relocation:
         """Say that files and objects have moved: in every snapshot, references below one prefix go to another.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         Repacking,
         ZarrExport,
     )
-    from icelite.types.tables import ChunkRefs, SourceInfo, Sources
+    from icelite.types.tables import ChunkRefs, FileChange, SourceInfo, Sources
     from icelite.types.updates import Update, UpdateType
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Compaction",
     "Diff",
     "FeatureFlag",
+    "FileChange",
     "GCSummary",
     "Location",
     "Node",
@@ -95,7 +96,7 @@ _LATE = {
         "Repacking",
         "ZarrExport",
     ),
-    "icelite.types.tables": ("ChunkRefs", "SourceInfo", "Sources"),
+    "icelite.types.tables": ("ChunkRefs", "FileChange", "SourceInfo", "Sources"),
     "icelite.types.updates": ("Update", "UpdateType"),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -52,6 +53,33 @@ class SourceInfo:
     modified_at: int | None = None
     state: str = "unchecked"
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One entry of the history of a file: what a snapshot did about it.
+
+    Attributes
+    ----------
+    change
+        ``added``: it has the first references to the file; ``changed``: others than before, or the file was another
+        one by then; ``dropped``: none any more.
+    snapshot_id, written_at, message
+        Of the snapshot; ``message`` is None where it was released.
+    references
+        How many chunks are in the file then.
+    size, etag, modified_at
+        The file as recorded then: see `Location` for the units; None when not recorded.
+    """
+
+    change: str
+    snapshot_id: str
+    written_at: datetime
+    message: str | None
+    references: int
+    size: int | None
+    etag: str | None
+    modified_at: int | None
 
 
 class Sources(Sequence[SourceInfo]):
