@@ -136,14 +136,15 @@ class Payloads:
         return location.path if root is None else self._access.url(virtual_location(location, root))
 
     def _open(self, location: Location, chunk: str) -> Source:
-        if location.kind == ChunkType.native:
+        native = location.kind == ChunkType.native
+        if native:
             location = self._objects.location(location, chunk)
         try:
-            return self._access.open(location, chunk)
+            return self._access.open(location, chunk, native=native)
         except InvalidInputError as error:  # a container may have been added since the repository was opened
             if error.kind != ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK or not self._reload():
                 raise
-        return self._access.open(location, chunk)
+        return self._access.open(location, chunk, native=native)
 
     def open_numbered(self, location_id: int, chunk: str, *, again: bool = False) -> Source:
         """The source of a location of the catalog, by its number; ``again``: as things are by now. Raises as `read`."""

@@ -53,6 +53,8 @@ def as_grid(chunks: Sequence[str], ndim: int, what: str) -> npt.NDArray[np.uint3
         marks.reshape(-1, ndim) == ord("\n"), _last(ndim, chunks)
     ):
         raise damaged(what, f"a grid position does not have {ndim} numbers")
+    if not all(chunks):
+        raise damaged(what, "a grid position is empty")
     grid = np.fromstring(text.replace("/", "\n"), dtype=np.int64, sep="\n").reshape(-1, ndim)
     greatest = int(grid.max())
     if greatest == _GREATEST:  # which numpy also makes of what is greater

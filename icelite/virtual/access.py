@@ -2,7 +2,8 @@
 
 A catalog may come from a stranger, so a reference by itself opens nothing. It is read when
 (1) it is relative, and stays under the catalog's directory after symbolic links are resolved, or under the prefix of
-    a remote catalog, which is then asked with that catalog's own credentials; or
+    a remote catalog, which is then asked with that catalog's own credentials; and there is no dot folder or dot file
+    (a home directory has ``.ssh``), unless the caller authorised that place; or
 (2) a container covers it, and the caller authorised a prefix that covers it: by ``authorize_virtual_chunk_access``
     (the longest prefix wins) or, for ``file://``, by passing the container itself in this process; a local file's
     resolved path must lie under an authorised directory too; or
@@ -35,6 +36,7 @@ from icelite.virtual.urls import (
     check_unsigned,
     existing_path,
     file_path,
+    is_hidden,
     is_under,
     name_and_path,
     relative_path,
@@ -247,13 +249,15 @@ class VirtualAccess(KnownContainers):
 
     # ---- reading them
 
-    def open(self, location: Location, chunk: str | None) -> Source:
+    def open(self, location: Location, chunk: str | None, *, native: bool = False) -> Source:
         """The source of a location, if the gates let it through. Nothing is opened or asked before the first read.
 
         Parameters
         ----------
         chunk
             The chunk's key, for messages; None when it is about the whole source.
+        native
+            It is an object of icelite's own, whose name was checked: its folder may be hidden.
 
         Raises
         ------
@@ -263,15 +267,15 @@ class VirtualAccess(KnownContainers):
         """
         source = self._sources.get(location)
         if source is None:
-            source = self._admit(location, chunk)
+            source = self._admit(location, chunk, native)
             while len(self._sources) >= _MAX_SOURCES:
                 self._sources.pop(next(iter(self._sources)), None)
             self._sources[location] = source
         return source
 
-    def _admit(self, location: Location, chunk: str | None) -> Source:
+    def _admit(self, location: Location, chunk: str | None, native: bool) -> Source:
         if location.container is None and scheme_of(location.path) == "":
-            return self._open_relative(location, chunk)
+            return self._open_relative(location, chunk, native)
         url = self.locator(location)
         self._check(url)
         if location.container is None and location.path in self._own_files:
@@ -285,19 +289,36 @@ class VirtualAccess(KnownContainers):
             raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
         return virtual.remote.open_target(location, target, check_time=True)
 
-    def _open_relative(self, location: Location, chunk: str | None) -> Source:
+    def _open_relative(self, location: Location, chunk: str | None, native: bool) -> Source:
         if self._place is not None:
             target = virtual.remote.reach_beside(self._place, relative_path(location.path))
+            asked = native or not is_hidden(location.path) or location.path in self._own_files
+            if not asked and self._authorised(self.locator(location)) is None:
+                raise refusal.hidden(self.url(location), self._place.url, chunk)
             return virtual.remote.open_target(location, target, check_time=self._at_home)
         if self._directory is None:
             raise bad_reference(location.path, "is relative, and a catalog in memory has no directory")
         path = os.path.realpath(existing_path(os.path.join(self._directory, relative_path(location.path))))
         if not is_under(path, self._directory):
             raise refusal.outside(location.path, path, self._directory, chunk)
+        if not native and location.path not in self._own_files:
+            self._check_hidden(location, path, chunk)
         return self._local(location, path, self.url(location), check_time=self._at_home)
 
+    def _check_hidden(self, location: Location, path: str, chunk: str | None) -> None:
+        """Refuse what is in a dot folder below the catalog's directory, unless something authorised covers it."""
+        assert self._directory is not None
+        inside = os.path.relpath(path, self._directory)
+        if not is_hidden(inside) and not is_hidden(location.path):
+            return
+        if longest_covering(dict.fromkeys(self._authorised_files()), "file://" + path) is None:
+            raise refusal.hidden("file://" + path, self._catalog, chunk)
+
+    def _authorised_files(self) -> list[str]:
+        return [prefix for prefix in (*self._access, *self._declared) if prefix.startswith("file://")]
+
     def _open_file(self, location: Location, url: str, chunk: str | None) -> Source:
-        authorised = [prefix for prefix in (*self._access, *self._declared) if prefix.startswith("file://")]
+        authorised = self._authorised_files()
         if longest_covering(dict.fromkeys(authorised), url) is None:
             raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
         path = os.path.realpath(existing_path(file_path(url)))

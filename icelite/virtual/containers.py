@@ -26,8 +26,8 @@ class KnownContainers:
     new_containers: dict[str, VirtualChunkContainer]
 
     def allow(self, location: Location) -> None:
-        """Authorise a local file that this process referenced itself, for this object."""
-        if location.container is None and location.path.startswith("file://"):
+        """Authorise a local file, or one beside the catalog, that this process referenced itself; for this object."""
+        if location.container is None and (location.path.startswith("file://") or "://" not in location.path):
             self._own_files.add(location.path)
 
     def follow(self, old: Location, new: Location) -> None:

@@ -78,6 +78,16 @@ def outside(reference: str, path: str, directory: str, chunk: str | None) -> Inv
     )
 
 
+def hidden(url: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
+    """A relative reference leads to a dot file, or through a dot folder."""
+    prefix = url.rpartition("/")[0] + "/"
+    return InvalidInputError(
+        f"{_subject(url, chunk)} is a hidden file or in a hidden folder beside the catalog, where keys may be, and"
+        f" is not read unasked; if you trust this catalog with it: {_open_line(catalog, prefix)} {_XARRAY}",
+        ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+    )
+
+
 def linked(url: str, path: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
     """An authorised URL leads through a symbolic link to a place that was not authorised."""
     prefix = "file://" + os.path.dirname(path).rstrip("/") + "/"

@@ -178,6 +178,11 @@ def check_unsigned(url: str) -> None:
         )
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a relative path leads to a dot file, or through a dot folder; also if only its decoded form does."""
+    return any(("/" + text).find("/.") >= 0 for text in (path, unquote(path)))
+
+
 def bad_reference(url: object, problem: str) -> InvalidInputError:
     """The error for a reference that cannot be used."""
     return InvalidInputError(f"virtual reference {shown(url)} {problem}", ErrorKind.INVALID_VIRTUAL_REF)
