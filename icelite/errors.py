@@ -7,6 +7,7 @@ Every message names the id or path at fault, what was expected, what was found a
 
 from __future__ import annotations
 
+import errno
 import re
 import reprlib
 import sys
@@ -148,6 +149,12 @@ def client_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
         if isinstance(kind, type) and issubclass(kind, Exception):
             found.append(kind)
     return tuple(found)
+
+
+def disk_kind(error: Exception) -> ErrorKind:
+    """The kind of an error of a disk: ``storage-full``, or ``io``."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return ErrorKind.STORAGE_FULL if full else ErrorKind.IO
 
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")

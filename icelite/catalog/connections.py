@@ -1,7 +1,7 @@
 """How connections to a catalog come about: opened, tuned and, for a new catalog, filled before anyone sees it.
 
 A catalog appears under its name complete, or not at all: it is written under a draft name, then linked to its own.
-So neither a crash nor a second process finds half of one; a crash leaves the draft, a hidden file.
+So neither a crash nor a second process finds half of one; what a crash leaves, the next writer there removes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import secrets
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import apsw
 
+from icelite import drafts
 from icelite.catalog import checks
 from icelite.catalog.sidecars import find_stale
-from icelite.errors import ErrorKind, FormatError, RepositoryNotFoundError, StorageError
+from icelite.errors import ErrorKind, FormatError, IceliteError, RepositoryNotFoundError, StorageError, disk_kind
 from icelite.storage import StorageConfig
 
 BEGIN_WRITE = "BEGIN IMMEDIATE"
@@ -126,7 +126,6 @@ def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]
         _write_first_rows(anchor, initialize)
         _anchors[storage.name] = anchor
         return
-    check_free(storage.path)
     with _draft(storage.path) as connection:
         _write_first_rows(connection, initialize)
 
@@ -139,7 +138,6 @@ def create_filled(path: Path, fill: Callable[[apsw.Connection], None]) -> None:
     AlreadyExistsError, RepositoryNotFoundError, StorageError, FormatError
         As `create`.
     """
-    check_free(path)
     with _draft(path) as connection:
         fill(connection)
         connection.pragma("synchronous", "full")
@@ -149,23 +147,29 @@ def create_filled(path: Path, fill: Callable[[apsw.Connection], None]) -> None:
 
 
 @contextlib.contextmanager
-def _draft(path: Path) -> Iterator[apsw.Connection]:
-    """A connection to an empty file, which gets its name when the block ends, and goes when it raises."""
-    draft = path.with_name(f".icelite-{secrets.token_hex(8)}")
-    _make_empty_file(draft, path)
+def drafted(path: Path) -> Iterator[Path]:
+    """Yield a path under which to write what becomes a catalog of another name; raises as `create`."""
     try:
+        with drafts.draft(path, lambda: check_free(path)) as draft:
+            yield draft
+    except IceliteError:  # some are OSErrors too
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RepositoryNotFoundError(
+            f"directory {path.parent} does not exist, so {path.name} cannot be created in it; make it first",
+            ErrorKind.REPOSITORY_NOT_FOUND,
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be created: {error.strerror}", disk_kind(error)) from error
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[apsw.Connection]:
+    """A connection to an empty file, which becomes the catalog when the block ends."""
+    with drafted(path) as draft:
+        draft.touch(exist_ok=False)
         with contextlib.closing(_open(draft, "", 0)) as connection:
             yield connection
-        _give_name(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def publish(draft: Path, path: Path) -> None:
-    """Let a finished catalog, which nobody has open, appear under its name; raises as `check_free`."""
-    check_free(path)
-    _give_name(draft, path)
-    draft.unlink(missing_ok=True)
 
 
 def check_free(path: Path) -> None:
@@ -197,38 +201,6 @@ def _write_first_rows(connection: apsw.Connection, initialize: Callable[[apsw.Co
     connection.execute(checks.schema_text())
     initialize(connection)
     connection.execute(COMMIT)
-
-
-def _make_empty_file(path: Path, name: Path) -> None:
-    """Create a file, failing when it exists; ``name`` is what the user asked for."""
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError as error:
-        raise checks.already_exists(name) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RepositoryNotFoundError(
-            f"directory {name.parent} does not exist, so {name.name} cannot be created in it; make it first",
-            ErrorKind.REPOSITORY_NOT_FOUND,
-        ) from error
-    except OSError as error:
-        raise StorageError(f"{name} cannot be created: {error.strerror}", ErrorKind.IO) from error
-
-
-def _give_name(draft: Path, path: Path) -> None:
-    """Let the finished draft appear under its name, failing when the name is taken, and make that durable."""
-    try:
-        os.link(draft, path)
-    except FileExistsError as error:
-        raise checks.already_exists(path) from error
-    except OSError:  # a file system without hard links: take the name, then replace what holds it
-        _make_empty_file(path, path)
-        draft.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
-            os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def set_pragmas(connection: apsw.Connection) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from icelite.catalog import connections, known
 from icelite.catalog.database import Catalog
 from icelite.catalog.operations import END, list_operations
-from icelite.errors import ErrorKind, InternalError, RepositoryNotFoundError
 from icelite.storage import StorageConfig
 
 
-def check_free(storage: StorageConfig) -> None:
-    """Refuse a place where there is something already, or no directory to put it into.
+@contextmanager
+def drafted(storage: StorageConfig) -> Iterator[StorageConfig]:
+    """Yield where to make what becomes a catalog at a place: beside it, or there if that is in memory.
 
     Raises
     ------
@@ -21,21 +22,10 @@ def check_free(storage: StorageConfig) -> None:
         ``repository-already-exists``; ``repository-not-found`` for the directory; ``unsafe-sidecar``; ``io``.
     """
     if storage.path is None:
+        yield storage
         return
-    if not storage.path.parent.is_dir():
-        raise RepositoryNotFoundError(
-            f"directory {storage.path.parent} does not exist, so {storage.path.name} cannot be created in it; make it"
-            " first",
-            ErrorKind.REPOSITORY_NOT_FOUND,
-        )
-    connections.check_free(storage.path)
-
-
-def publish(draft: StorageConfig, storage: StorageConfig) -> None:
-    """Give a finished catalog, which nobody has open, its name in the same directory; raises as `check_free`."""
-    if draft.path is None or storage.path is None:
-        raise InternalError(f"{draft.name} and {storage.name} are not both files")
-    connections.publish(draft.path, storage.path)
+    with connections.drafted(storage.path) as path:
+        yield StorageConfig.filesystem(path)
     known.remember(storage.path)
 
 

@@ -8,13 +8,20 @@ their place.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from icelite import drafts
 from icelite.config import VirtualChunkContainer, covers
-from icelite.errors import AlreadyExistsError, ErrorKind, RepositoryNotFoundError
+from icelite.errors import (
+    AlreadyExistsError,
+    ErrorKind,
+    IceliteError,
+    RepositoryNotFoundError,
+    StorageError,
+    disk_kind,
+)
 from icelite.icechunk import library
 from icelite.icechunk.containers import missing_prefixes, to_icechunk
 from icelite.icechunk.histories import History, read_history
@@ -70,19 +77,17 @@ def export_icechunk(
     if isinstance(target, icechunk.Storage):
         return _export_to_storage(source, target, progress)
     place = Path(os.path.abspath(os.path.expanduser(os.fspath(target))))
-    _check_free(place)
-    draft = place.with_name(f".icelite-{secrets.token_hex(8)}")
     try:
-        storage = icechunk.local_filesystem_storage(str(draft))
-        exporter = _Exporter(source, storage, keep_identities=True, progress=progress)
-        exporter.run()
-        restore_identities(draft, exporter.identities())
-        summary = exporter.summary()
-        _check_free(place)
-        draft.rename(place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return summary
+        with drafts.draft(place, partial(_check_free, place)) as draft:
+            storage = icechunk.local_filesystem_storage(str(draft))
+            exporter = _Exporter(source, storage, keep_identities=True, progress=progress)
+            exporter.run()
+            restore_identities(draft, exporter.identities())
+            return exporter.summary()
+    except IceliteError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise StorageError(f"{place} cannot be written: {error.strerror}", disk_kind(error)) from error
 
 
 def _export_to_storage(source: Repository, storage: icechunk.Storage, progress: Progress | None) -> ExportSummary:

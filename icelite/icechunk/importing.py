@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog
-from icelite.catalog.drafts import check_free, publish
+from icelite.catalog.drafts import drafted
 from icelite.catalog.operations import log_operation, to_microseconds
 from icelite.catalog.permissions import check_online
 from icelite.config import RepositoryConfig
@@ -84,7 +83,6 @@ def import_icechunk(
             f"{place.name} is not on this machine; import into a local file, and copy that there",
             ErrorKind.UNSUPPORTED_STORAGE,
         )
-    check_free(place)
     folder, repository = _open(source)
     with translated("reading the history"):
         history = read_history(repository, has_log=_is_modern(repository))
@@ -95,15 +93,8 @@ def import_icechunk(
     reader = SnapshotReader(repository, None if folder is None else Manifests(folder))
     with naming("configuration"):
         ours = _config(config, store_signed_urls)
-    if place.path is None:
-        _Importer(reader, history, ours, place, objects, progress).run()
-    else:
-        draft = StorageConfig.filesystem(place.path.with_name(f".icelite-{secrets.token_hex(8)}"))
-        try:
-            _Importer(reader, history, ours, draft, objects, progress).run()
-            publish(draft, place)
-        finally:
-            _remove(draft)
+    with drafted(place) as draft:
+        _Importer(reader, history, ours, draft, objects, progress).run()
     return ImportSummary(
         snapshots=len(history.snapshots),
         branches=len(history.branches),
@@ -143,12 +134,6 @@ def _config(theirs: icechunk.RepositoryConfig, store_signed_urls: bool) -> Repos
     for container in (theirs.virtual_chunk_containers or {}).values():
         config.set_virtual_chunk_container(from_icechunk(container))
     return config
-
-
-def _remove(draft: StorageConfig) -> None:
-    if draft.path is not None:
-        for suffix in ("", "-journal"):
-            draft.path.with_name(draft.path.name + suffix).unlink(missing_ok=True)
 
 
 class _Importer:

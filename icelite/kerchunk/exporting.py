@@ -17,9 +17,8 @@ import numpy as np
 
 from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError
 from icelite.kerchunk.conversion import as_zarr_v2
-from icelite.kerchunk.output import JsonOutput, Output, ParquetOutput
+from icelite.kerchunk.output import JsonOutput, Output, ParquetOutput, replacing
 from icelite.kerchunk.reference_set import ChunkTable
-from icelite.kerchunk.targets import replacing
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo, array_info
 from icelite.repository import Repository
@@ -105,7 +104,9 @@ def export_kerchunk(
         with replacing(
             target, folder=format == "parquet", overwrite=overwrite, storage_options=storage_options
         ) as path:
-            output: Output = JsonOutput(path) if format == "json" else ParquetOutput(path, record_size)
+            output: Output = (
+                JsonOutput(path, os.fspath(target)) if format == "json" else ParquetOutput(path, record_size)
+            )
             with output:
                 exporter.write(nodes, check_path(group or ""), output, zarr_format == 2, progress or _silent)
     return exporter.count

@@ -1,11 +1,15 @@
-"""The two forms of a kerchunk reference file, written array by array."""
+"""The two forms of a kerchunk reference file, written array by array, and the place where they appear when complete."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +17,18 @@ from typing import Any, Self
 import fsspec
 import numpy as np
 
+from icelite import drafts
 from icelite.catalog.positions import as_grid
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import (
+    AlreadyExistsError,
+    ErrorKind,
+    IceliteError,
+    InvalidInputError,
+    StorageError,
+    client_errors,
+    disk_kind,
+    has_secret,
+)
 from icelite.kerchunk.documents import inline_raw, inline_text
 from icelite.kerchunk.parquet import PARQUET_METADATA, pyarrow, record_path
 from icelite.kerchunk.reference_set import ChunkTable, Ints
@@ -22,6 +36,96 @@ from icelite.keys import check_path, join
 from icelite.metadata import ArrayInfo
 
 MAX_RECORDS = 100_000  # files that one array's references may become
+
+
+@contextlib.contextmanager
+def replacing(
+    target: str | os.PathLike[str], *, folder: bool, overwrite: bool, storage_options: Mapping[str, Any] | None
+) -> Iterator[Path]:
+    """Yield the path under which to write what becomes the target when the block ends without an error.
+
+    Parameters
+    ----------
+    folder
+        Whether a folder of references is written, or one file.
+    overwrite
+        Replace what is there: a file, or a folder of references; never a folder of anything else.
+
+    Raises
+    ------
+    AlreadyExistsError, StorageError
+        ``target-already-exists``; ``io``, ``storage-full``.
+    """
+    text = os.fspath(target)
+    try:
+        if "://" in text and not text.startswith("file://"):
+            with _uploading(text, folder, overwrite, storage_options or {}) as path:
+                yield path
+        else:
+            path = Path(os.path.abspath(os.path.expanduser(text.removeprefix("file://"))))
+            with drafts.draft(path, partial(_check_path, path, folder, overwrite), replace=overwrite) as place:
+                if folder:
+                    place.mkdir()
+                yield place
+    except IceliteError:  # some are OSErrors too
+        raise
+    except client_errors(ValueError, ImportError) as error:  # the last two are fsspec's
+        reason = getattr(error, "strerror", None) or error
+        failure = StorageError(f"{text!r} cannot be written: {reason}", disk_kind(error))
+        cause = None if has_secret(text) else error
+    else:
+        return
+    raise failure from cause  # out here, an exception that tells the URL is not the context of this one
+
+
+def _check_path(path: Path, folder: bool, overwrite: bool) -> None:
+    replaceable = (path / PARQUET_METADATA).is_file() if folder else path.is_file()
+    _check_free(str(path), os.path.lexists(path), replaceable, overwrite)
+
+
+def _check_free(target: str, exists: bool, replaceable: bool, overwrite: bool) -> None:
+    if exists and not overwrite:
+        raise AlreadyExistsError(
+            f"{target!r} is there already; choose another name, or pass overwrite=True", ErrorKind.TARGET_ALREADY_EXISTS
+        )
+    if exists and not replaceable:
+        raise AlreadyExistsError(
+            f"{target!r} is there already and is not such a set of references, so it is not replaced",
+            ErrorKind.TARGET_ALREADY_EXISTS,
+        )
+
+
+@contextlib.contextmanager
+def _uploading(target: str, folder: bool, overwrite: bool, storage_options: Mapping[str, Any]) -> Iterator[Path]:
+    fs, name = fsspec.core.url_to_fs(target.rstrip("/"), **storage_options)
+    metadata = f"{name}/{PARQUET_METADATA}"
+    _check_free(target, fs.exists(name), fs.exists(metadata) if folder else fs.isfile(name), overwrite)
+    with tempfile.TemporaryDirectory(prefix="icelite-") as place:
+        path = Path(place, Path(name).name)
+        if folder:
+            path.mkdir()
+        yield path
+        if not folder:
+            fs.put_file(str(path), name)
+            return
+        if fs.exists(name):
+            fs.rm(name, recursive=True)
+        _upload_folder(fs, path, name)
+
+
+def _upload_folder(fs: Any, path: Path, name: str) -> None:
+    """Upload the files of a folder, or after a failure none: what others put there meanwhile stays."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != PARQUET_METADATA)
+    done: list[str] = []
+    try:
+        for file in [*files, path / PARQUET_METADATA]:  # no reader takes the folder for one without the last
+            done.append(f"{name}/{file.relative_to(path).as_posix()}")
+            fs.put_file(str(file), done[-1])
+    except BaseException:
+        for uploaded in done:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(uploaded)
+        raise
 
 
 class Output(ABC):
@@ -46,10 +150,11 @@ class Output(ABC):
 
 
 class JsonOutput(Output):
-    """One JSON file of kerchunk's version 1."""
+    """One JSON file of kerchunk's version 1, compressed as ``name`` says."""
 
-    def __init__(self, path: Path) -> None:
-        self._open = fsspec.open(str(path), "wt", compression="infer", encoding="utf-8")
+    def __init__(self, path: Path, name: str) -> None:
+        compression = fsspec.utils.infer_compression(name)
+        self._open = fsspec.open(str(path), "wt", compression=compression, encoding="utf-8")
         self._separator = "\n"
 
     def __enter__(self) -> Self:

@@ -5,7 +5,6 @@ An object is durable, and so are the folders that lead to it, before its key is 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.errors import ErrorKind, InvalidInputError, StorageError, disk_kind
 from icelite.objects.keys import FOLDERS, KEY, check_key, new_key, virtual_location
 from icelite.types import Location
 from icelite.virtual.urls import is_under
@@ -189,5 +188,4 @@ def _size_of(entry: os.DirEntry[str]) -> int | None:
 
 
 def _local_error(path: Path, done: str, error: OSError) -> StorageError:
-    kind = ErrorKind.STORAGE_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ErrorKind.IO
-    return StorageError(f"object {path} could not be {done}: {error.strerror}", kind)
+    return StorageError(f"object {path} could not be {done}: {error.strerror}", disk_kind(error))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
+from icelite import drafts
 from icelite.errors import (
     AlreadyExistsError,
     ErrorKind,
@@ -29,6 +29,9 @@ from icelite.errors import (
     InvalidInputError,
     NodeNotFoundError,
     StorageError,
+    client_errors,
+    disk_kind,
+    has_secret,
 )
 from icelite.keys import check_path, join
 from icelite.metadata import array_info
@@ -100,23 +103,17 @@ def export_zarr(
     """Write what a session sees; see `Repository.export_zarr`."""
     content = list_content(session, check_path(group))
     place = _checked(os.fspath(target))
-    sync(_export(session, content, place, dict(storage_options or {}), overwrite, consolidated, progress))
+    with _opened(place, dict(storage_options or {}), overwrite) as store:
+        sync(_write(session, content, store, consolidated, progress))
     return ZarrExport(place, session.snapshot_id, content.nodes, len(content.chunks), content.bytes)
 
 
-async def _export(
-    session: Session,
-    content: Content,
-    target: str,
-    options: dict[str, Any],
-    overwrite: bool,
-    consolidated: bool,
-    progress: Progress | None,
+async def _write(
+    session: Session, content: Content, store: Store, consolidated: bool, progress: Progress | None
 ) -> None:
-    async with _open_target(target, options, overwrite) as store:
-        await _copy(session, content, store, progress)
-        if consolidated:
-            await zarr.api.asynchronous.consolidate_metadata(store)
+    await _copy(session, content, store, progress)
+    if consolidated:
+        await zarr.api.asynchronous.consolidate_metadata(store)
 
 
 async def _copy(session: Session, content: Content, store: Store, progress: Progress | None) -> None:
@@ -170,100 +167,65 @@ def _checked(target: str) -> str:
 # -- targets -----------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def _open_target(target: str, options: dict[str, Any], overwrite: bool) -> AsyncIterator[Store]:
+@contextmanager
+def _opened(target: str, options: dict[str, Any], overwrite: bool) -> Iterator[Store]:
     """A store to write to, which becomes the target when the block ends.
 
     Raises
     ------
     AlreadyExistsError, InvalidInputError, StorageError
-        ``target-already-exists``; ``invalid-path``; ``io``, ``unsupported-storage``.
+        ``target-already-exists``; ``invalid-path``; ``io``, ``storage-full``, ``unsupported-storage``.
     """
     try:
         if "://" in target:
-            yield await _open_remote(target, options, overwrite)
+            yield sync(_open_remote(target, options, overwrite))
         else:
-            async with _open_local(Path(target), overwrite) as store:
+            with _opened_locally(Path(target), overwrite) as store:
                 yield store
     except IceliteError:  # some are OSErrors too
         raise
-    except _failures(target) as error:
+    except client_errors() as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise StorageError(f"{_shown(target)} cannot be written: {reason}", ErrorKind.IO) from error
-
-
-@asynccontextmanager
-async def _open_local(path: Path, overwrite: bool) -> AsyncIterator[Store]:
-    if not overwrite:
-        await asyncio.to_thread(_check_free, path)
-    draft = path.with_name(f".icelite-{secrets.token_hex(8)}")
-    is_zip = path.suffix == ".zip"
-    try:
-        store = await (ZipStore.open(draft, mode="w") if is_zip else LocalStore.open(draft))
-        try:
-            yield store
-        finally:
-            store.close()
-        await asyncio.to_thread(_put_in_place, draft, path)
-    finally:
-        await asyncio.to_thread(_remove, draft)
-
-
-def _check_free(path: Path) -> None:
-    is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-    if os.path.lexists(path) and not is_empty:
-        raise _taken(str(path))
-
-
-def _put_in_place(draft: Path, path: Path) -> None:
-    """Give a finished draft its name; what had it goes."""
-    old = path.with_name(f".icelite-{secrets.token_hex(8)}")
-    if os.path.lexists(path):
-        path.rename(old)
-    try:
-        draft.rename(path)
-    except OSError:
-        if os.path.lexists(old):
-            old.rename(path)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        failure, cause = StorageError(f"{target!r} cannot be written: {reason}", disk_kind(error)), error
     else:
-        path.unlink(missing_ok=True)
+        return
+    raise failure from (None if has_secret(target) else cause)
+
+
+@contextmanager
+def _opened_locally(path: Path, overwrite: bool) -> Iterator[Store]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with drafts.draft(path, partial(_check_free, path, overwrite), replace=overwrite) as draft:
+        store = sync(ZipStore.open(draft, mode="w") if path.suffix == ".zip" else LocalStore.open(draft))
+        with closing(store):
+            yield store
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if os.path.lexists(path) and not is_empty and not overwrite:
+        raise _taken(repr(str(path)))
 
 
 async def _open_remote(url: str, options: dict[str, Any], overwrite: bool) -> Store:
     if url.rstrip("/").endswith(".zip"):
         raise InvalidInputError(
-            f"{_shown(url)}: a zip file is written locally; export to a path, and upload it", ErrorKind.INVALID_PATH
+            f"{url!r}: a zip file is written locally; export to a path, and upload it", ErrorKind.INVALID_PATH
         )
     try:
         store = FsspecStore.from_url(url, storage_options=options)
     except (ValueError, ImportError) as error:
         raise StorageError(
-            f"{_shown(url)} cannot be written: fsspec has no file system for it, or one that needs a package ({error})",
+            f"{url!r} cannot be written: fsspec has no file system for it, or one that needs a package ({error})",
             ErrorKind.UNSUPPORTED_STORAGE,
         ) from error
     if not await store.is_empty(""):
         if not overwrite:
-            raise _taken(_shown(url))
+            raise _taken(repr(url))
         for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"):  # from here on nothing opens there
             await store.delete(name)
         await store.delete_dir("")
     return store
-
-
-def _failures(target: str) -> tuple[type[Exception], ...]:
-    """What a target raises when it cannot be written."""
-    if not target.startswith("s3://"):
-        return (OSError,)
-    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
-
-    return OSError, BotoCoreError, ClientError
 
 
 def _taken(target: str) -> AlreadyExistsError:
@@ -271,10 +233,3 @@ def _taken(target: str) -> AlreadyExistsError:
         f"{target} already exists; pass overwrite=True to replace it, or choose another target",
         ErrorKind.TARGET_ALREADY_EXISTS,
     )
-
-
-def _shown(url: str) -> str:
-    """A URL without what may be a password or a signature."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -231,7 +231,7 @@ class Program:
 
     def create(self, store: Any) -> None:
         group = self.random.choice(self.nodes(store, "group") or [""])
-        name = f"{group}/{self.random.choice('abcd e')}".lstrip("/")
+        name = f"{group}/{self.random.choice(['a', 'b', 'c', 'd', 'd e', 'e'])}".lstrip("/")
         if f"{name}/zarr.json" in keys(store):
             return
         ndim = self.random.choice([0, 1, 2, 2])

@@ -1,0 +1,207 @@
+"""Files and folders that appear under their name when they are whole, and of which nothing is left otherwise.
+
+A draft is hidden beside its target: ``.icelite-<16 hex digits>``. Its writer holds a lock on a file of that name and
+``.lock`` until it is done, so that whoever writes to the folder next knows the drafts of those that were killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # no such locks: nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX = ".icelite-"
+ABANDONED_SECONDS = 3600  # after which a draft that nobody writes is removed
+_LOCK = ".lock"
+_NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}")
+_SIDECARS = ("-journal", "-wal", "-shm")
+
+
+@contextlib.contextmanager
+def draft(target: Path, check: Callable[[], None], *, replace: bool = False) -> Iterator[Path]:
+    """Yield a path beside the target where nothing is; what is written there becomes the target when the block ends.
+
+    Parameters
+    ----------
+    check
+        Raises the caller's error where the target cannot be had; asked before the block and behind it.
+    replace
+        What has the name goes when the draft is whole. Otherwise the name is taken only if it is free, but for an
+        empty folder.
+
+    Raises
+    ------
+    OSError
+        What the disk says; the draft is gone then, and the target is as it was.
+    """
+    check()
+    sweep(target.parent)
+    path = target.with_name(PREFIX + secrets.token_hex(8))
+    with _claimed(path):
+        try:
+            yield path
+            check()
+            try:
+                _give_name(path, target, replace)
+            except FileExistsError:
+                check()  # says whose name it is by now
+                raise
+        finally:
+            remove(path)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Hold the lock that says that somebody writes a draft."""
+    lock = path.with_name(path.name + _LOCK)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+        lock.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock if nobody has it; whether that went well."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return False
+    return True
+
+
+def _give_name(path: Path, target: Path, replace: bool) -> None:
+    """Let a finished draft appear under its name, durably; raises `FileExistsError` for a name that is taken."""
+    is_folder = path.is_dir()
+    if replace and (is_folder or _is_folder(target)) and os.path.lexists(target):
+        _exchange(path, target)
+    elif replace:
+        path.replace(target)
+    elif is_folder:
+        _rename_folder(path, target)
+    else:
+        if _is_folder(target):
+            _remove_empty(target)
+        _link(path, target)
+    _sync(target.parent)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _exchange(path: Path, target: Path) -> None:
+    # A name that is never swept: killed between the two renames, this is all that is left of what was there.
+    old = target.with_name(f"{PREFIX}{secrets.token_hex(8)}-replaced")
+    target.rename(old)
+    try:
+        path.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    remove(old)
+
+
+def _rename_folder(path: Path, target: Path) -> None:
+    try:
+        path.rename(target)  # over nothing, or an empty folder
+    except OSError as error:
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} is there already") from error
+        raise
+
+
+def _remove_empty(target: Path) -> None:
+    try:
+        target.rmdir()
+    except OSError as error:
+        raise FileExistsError(f"{target} is there already") from error
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: take the name, then replace what holds it
+        target.touch(exist_ok=False)
+        path.replace(target)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a draft, file or folder, with what SQLite may have left beside it; no error if it is gone."""
+    if _is_folder(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    for suffix in _SIDECARS:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+# -- what killed writers left ------------------------------------------------------------------------------------
+
+
+def sweep(folder: Path) -> None:
+    """Remove the drafts in a folder that are an hour old and that nobody writes; whatever else is there stays."""
+    with contextlib.suppress(OSError):  # a folder that cannot be listed is the writer's to find out
+        with os.scandir(folder) as entries:
+            names = {match[0] for entry in entries if (match := _NAME.match(entry.name)) and _is_part(entry.name)}
+        for name in names:
+            with contextlib.suppress(OSError):  # somebody else was quicker
+                _sweep_one(folder / name)
+
+
+def _is_part(name: str) -> bool:
+    return _NAME.fullmatch(name.removesuffix(_LOCK)) is not None or any(
+        _NAME.fullmatch(name.removesuffix(suffix)) for suffix in _SIDECARS
+    )
+
+
+def _sweep_one(path: Path) -> None:
+    lock = path.with_name(path.name + _LOCK)
+    parts = [path, *(path.with_name(path.name + suffix) for suffix in _SIDECARS)]
+    there = [part for part in parts if os.path.lexists(part)] or [lock]
+    if not all(map(_is_abandoned, there)):
+        return
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:  # of an earlier release, or nearly gone
+        remove(path)
+        return
+    try:
+        if _lock(descriptor):
+            remove(path)
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether something is a file or folder of this user's that has not been written for long."""
+    status = os.lstat(path)
+    ours = (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)) and status.st_uid == os.geteuid()
+    return ours and time.time() - status.st_mtime > ABANDONED_SECONDS
