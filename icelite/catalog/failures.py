@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +37,18 @@ def translated(storage: StorageConfig, busy_timeout: float) -> Iterator[None]:
         yield
     except FOREIGN as error:
         raise translate(error, storage.name, busy_timeout) from error
+    except TypeError as error:
+        if not str(error).startswith("Bad binding argument type"):
+            raise
+        raise InvalidInputError(
+            f"{storage.name} was asked for something that is neither text nor number: {error}",
+            ErrorKind.INVALID_ARGUMENT,
+        ) from error
+
+
+def _scratch() -> str:
+    """Where SQLite keeps what it has no room for in memory (https://sqlite.org/tempfiles.html, section 5)."""
+    return os.environ.get("SQLITE_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
 
 
 def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError:
@@ -51,7 +65,11 @@ def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError
             ErrorKind.BUSY,
         )
     if isinstance(error, apsw.FullError):
-        return StorageError(f"no space left for {where}; nothing was changed", ErrorKind.STORAGE_FULL)
+        return StorageError(
+            f"no space left for {where}, or in the temporary folder {_scratch()}, where uncommitted changes"
+            " wait (TMPDIR names another one); nothing was changed",
+            ErrorKind.STORAGE_FULL,
+        )
     if isinstance(error, apsw.ReadOnlyError):
         return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
     if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
