@@ -178,6 +178,8 @@ class RepositoryConfig:
     store_signed_urls
         Whether references may be written whose URL carries a signature, such as a presigned one: everybody who has the
         catalog can use it until it expires. Holds for this process only; default False.
+    strict_locking
+        Refuse to write to a file on a network file system, instead of warning; default False.
 
     Raises
     ------
@@ -192,14 +194,18 @@ class RepositoryConfig:
         virtual_chunk_containers: Mapping[str, VirtualChunkContainer] | None = None,
         object_target_bytes: int | None = None,
         store_signed_urls: bool | None = None,
+        strict_locking: bool | None = None,
     ) -> None:
         self._inline_chunk_threshold_bytes: int | None = None
         self._busy_timeout_seconds: float | None = None
         self._object_target_bytes: int | None = None
+        self._strict_locking: bool | None = None
         self._containers: dict[str, VirtualChunkContainer] | None = None
         self._store_signed_urls: bool | None = None
         if store_signed_urls is not None:
             self.store_signed_urls = store_signed_urls
+        if strict_locking is not None:
+            self.strict_locking = strict_locking
         if inline_chunk_threshold_bytes is not None:
             self.inline_chunk_threshold_bytes = inline_chunk_threshold_bytes
         if busy_timeout_seconds is not None:
@@ -259,6 +265,17 @@ class RepositoryConfig:
         self._store_signed_urls = value
 
     @property
+    def strict_locking(self) -> bool:
+        """Whether a file on a network file system is not written to."""
+        return bool(self._strict_locking)
+
+    @strict_locking.setter
+    def strict_locking(self, value: bool) -> None:
+        if type(value) is not bool:
+            raise _out_of_range("strict_locking", value, "True or False")
+        self._strict_locking = value
+
+    @property
     def virtual_chunk_containers(self) -> dict[str, VirtualChunkContainer] | None:
         """A copy of the containers by prefix; None when none was ever set."""
         return None if self._containers is None else dict(self._containers)
@@ -293,6 +310,7 @@ class RepositoryConfig:
             "inline_chunk_threshold_bytes": self._inline_chunk_threshold_bytes,
             "busy_timeout_seconds": self._busy_timeout_seconds,
             "object_target_bytes": self._object_target_bytes,
+            "strict_locking": self._strict_locking,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -309,6 +327,7 @@ class RepositoryConfig:
             values.get("inline_chunk_threshold_bytes"),
             values.get("busy_timeout_seconds"),
             object_target_bytes=values.get("object_target_bytes"),
+            strict_locking=values.get("strict_locking"),
         )
 
     def __eq__(self, other: object) -> bool:
