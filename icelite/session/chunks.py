@@ -14,7 +14,7 @@ from icelite import types
 from icelite.catalog.locations import INLINE
 from icelite.catalog.positions import as_grid
 from icelite.change_set import ChangeSet, StagedRef
-from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, redact
+from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, StorageError, redact
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.payload import Payloads
@@ -84,9 +84,9 @@ class Chunks:
 
     async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[Position]:
         """The grid positions of all chunks that are there; raises as `chunk_type`."""
-        entry, _ = await self._off_loop(self.changes.lookup_array, check_path(array_path))
+        entry, _ = await self.off_loop(self.changes.lookup_array, check_path(array_path))
         sizes = iter(self.changes.chunk_sizes(entry.node.node_id))
-        while some := await self._off_loop(_take, sizes, _POSITIONS_AT_ONCE):
+        while some := await asyncio.to_thread(_take, sizes, _POSITIONS_AT_ONCE):
             for chunk, _ in some:
                 yield tuple(chunk_position(chunk))
 
@@ -105,16 +105,25 @@ class Chunks:
         NodeNotFoundError, InvalidInputError
             ``node-not-found``; ``not-an-array``, ``invalid-argument``.
         """
-        if not 1 <= batch_size < 2**63:
+        if batch_size < 1:
             raise InvalidInputError(f"batch_size={batch_size} must be at least 1", ErrorKind.INVALID_ARGUMENT)
-        entry, info = await self._off_loop(self.changes.lookup_array, check_path(array_path))
+        entry, info = await self.off_loop(self.changes.lookup_array, check_path(array_path))
         rows = self.changes.refs(entry.node.node_id)
-        while batch := await self._off_loop(_take, rows, batch_size):
-            yield await self._off_loop(self._columns, batch, info.keys.ndim, entry.node.path)
+        while batch := await asyncio.to_thread(_take, rows, batch_size):
+            yield await self.off_loop(self._columns, batch, info.keys.ndim, entry.node.path)
 
-    async def _off_loop(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
-        return await asyncio.to_thread(function, *arguments) if self.is_remote else function(*arguments)
+    async def off_loop(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call from an event loop what uses the catalog: there if it need not wait, else once more in a thread.
+
+        A remote catalog may always wait, for a network.
+        """
+        if not self.is_remote:
+            try:
+                return self.changes.catalog.try_now(function, *arguments)
+            except StorageError as error:
+                if error.kind != ErrorKind.BUSY:
+                    raise
+        return await asyncio.to_thread(function, *arguments)
 
     def _columns(self, rows: list[tuple[str, int, int, int]], ndim: int, path: str) -> ChunkBatch:
         locations = self.changes.locations()

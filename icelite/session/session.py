@@ -183,7 +183,12 @@ class Session(AsynchronousSession):
                 ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
             )
         return ForkSession(
-            Catalog(self._catalog.storage, change_set=True, busy_timeout=self.config.busy_timeout_seconds),
+            Catalog(
+                self._catalog.storage,
+                change_set=True,
+                busy_timeout=self.config.busy_timeout_seconds,
+                strict_locking=self.config.strict_locking,
+            ),
             fork_base(self),
             config=self.config,
             access=self.access,
@@ -278,7 +283,8 @@ class ForkSession(Session):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config: RepositoryConfig = state["config"]
-        catalog = Catalog(state["storage"], change_set=True, busy_timeout=config.busy_timeout_seconds)
+        timeout, strict = config.busy_timeout_seconds, config.strict_locking
+        catalog = Catalog(state["storage"], change_set=True, busy_timeout=timeout, strict_locking=strict)
         self.__init__(  # type: ignore[misc]
             catalog,
             state["base"],

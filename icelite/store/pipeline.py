@@ -54,10 +54,7 @@ class IceliteCodecPipeline(BatchedCodecPipeline):
             return await pass_on(batch, out, drop_axes)
         keys = [item[0].path for item in batch]  # type: ignore[attr-defined]  # a StorePath, says _common_store
         session = store.session
-        if session.is_remote:  # SQLite may wait for a network
-            places = await asyncio.to_thread(locate, session.changes, session.payloads, keys)
-        else:
-            places = locate(session.changes, session.payloads, keys)
+        places = await session.off_loop(locate, session.changes, session.payloads, keys)
         if places is None:
             return await pass_on(batch, out, drop_axes)
         is_slow = session.is_remote or len(batch) * prod(batch[0][1].shape) > _VALUES_AT_ONCE

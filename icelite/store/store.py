@@ -9,8 +9,9 @@ in threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from zarr.abc.store import (
     ByteRequest,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 Ref = ChunkRef | StagedRef
 Awaited = tuple[Ref, str, Window | None, Expansion | None]  # what `read_remote` is to read, and what it may be
-T = TypeVar("T")
+KEYS_AT_ONCE = 10_000  # of a listing, between two turns of the event loop
 
 
 class Opener(Protocol):
@@ -172,10 +173,7 @@ class IceliteStore(VirtualReferences, Store):
         """See `zarr.abc.store.Store.get`; a range is cut at the value's end, as in zarr's own stores."""
         self._is_open = True
         prototype = prototype or default_buffer_prototype()
-        if self._session.is_remote:
-            found = await asyncio.to_thread(self._look, key, byte_range)
-        else:
-            found = self._look(key, byte_range)
+        found = await self._session.off_loop(self._look, key, byte_range)
         if found is None or isinstance(found, bytes):
             return None if found is None else _buffer(prototype, found)
         ref, chunk, window, expansion = found
@@ -193,12 +191,6 @@ class IceliteStore(VirtualReferences, Store):
         if data is None:
             return ref, chunk, window, expansion
         return data if expansion is None else _checked(expansion, data, chunk, window)
-
-    async def _off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call where SQLite may wait for a network, and so not on an event loop, if the catalog is remote."""
-        if self._session.is_remote:
-            return await asyncio.to_thread(function, *arguments)
-        return function(*arguments)
 
     def _find(self, key: str) -> bytes | tuple[Ref, str, Expansion | None] | None:
         """The bytes under a key where they are at hand, else the reference to them, its name, and what they may be."""
@@ -224,7 +216,7 @@ class IceliteStore(VirtualReferences, Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is a value under a key."""
-        return await self._off_loop(self._find, key) is not None
+        return await self._session.off_loop(self._find, key) is not None
 
     async def getsize(self, key: str) -> int:
         """Bytes of the value under a key; nothing is read.
@@ -234,14 +226,14 @@ class IceliteStore(VirtualReferences, Store):
         KeyNotFoundError
             ``key-not-found``; it is a `FileNotFoundError`, as zarr asks.
         """
-        found = await self._off_loop(self._find, key)
+        found = await self._session.off_loop(self._find, key)
         if found is None:
             raise KeyNotFoundError(f"no value under key {key!r} in {self}", ErrorKind.KEY_NOT_FOUND)
         return len(found) if isinstance(found, bytes) else found[0].length
 
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all values below a directory; nothing is read."""
-        return await self._off_loop(listing.stored_bytes, self._session.changes, prefix.rstrip("/"))
+        return await self._session.off_loop(listing.stored_bytes, self._session.changes, prefix.rstrip("/"))
 
     # -- listing -----------------------------------------------------------------------------------------------
 
@@ -252,16 +244,15 @@ class IceliteStore(VirtualReferences, Store):
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """All keys that begin with ``prefix``."""
-        if self._session.is_remote:
-            for key in await asyncio.to_thread(_all, listing.iter_keys, self._session.changes, prefix):
+        keys, rest = await self._session.off_loop(_begin, listing.iter_keys, self._session.changes, prefix)
+        while keys:
+            for key in keys:
                 yield key
-            return
-        for key in listing.iter_keys(self._session.changes, prefix):
-            yield key
+            keys = await asyncio.to_thread(_take, rest)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names directly below a directory, in order of creation."""
-        for name in await self._off_loop(_all, listing.child_names, self._session.changes, prefix.rstrip("/")):
+        for name in await self._session.off_loop(_all, listing.child_names, self._session.changes, prefix.rstrip("/")):
             yield name
 
     def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[Any]:
@@ -307,13 +298,13 @@ class IceliteStore(VirtualReferences, Store):
 
     async def set(self, key: str, value: Buffer) -> None:
         """See `set_sync`."""
-        await self._off_loop(self.set_sync, key, value)
+        await self._session.off_loop(self.set_sync, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a value unless there is one; atomic among this session's users."""
         self._check_writable()
-        if await self._off_loop(self._find, key) is None:
-            await self._off_loop(self.set_sync, key, value)
+        if await self._session.off_loop(self._find, key) is None:
+            await self._session.off_loop(self.set_sync, key, value)
 
     def delete_sync(self, key: str) -> None:
         """Delete the value under a key; no error where there is none."""
@@ -330,12 +321,12 @@ class IceliteStore(VirtualReferences, Store):
 
     async def delete(self, key: str) -> None:
         """See `delete_sync`."""
-        await self._off_loop(self.delete_sync, key)
+        await self._session.off_loop(self.delete_sync, key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete everything below a directory."""
         self._check_writable()
-        await self._off_loop(listing.delete_below, self._session.changes, prefix.rstrip("/"))
+        await self._session.off_loop(listing.delete_below, self._session.changes, prefix.rstrip("/"))
 
     async def clear(self) -> None:
         """Delete everything."""
@@ -353,6 +344,16 @@ def _checked(expansion: Expansion, data: bytes, key: str, window: Window | None)
     else:
         expansion.check_part(data, key)
     return data
+
+
+def _begin(listed: Callable[..., Iterator[str]], *arguments: Any) -> tuple[list[str], Iterator[str]]:
+    """The first keys of a listing, and the rest of it: an iterator that failed cannot be asked again."""
+    keys = listed(*arguments)
+    return _take(keys), keys
+
+
+def _take(keys: Iterator[str]) -> list[str]:
+    return [*islice(keys, KEYS_AT_ONCE)]
 
 
 def _buffer(prototype: BufferPrototype, data: bytes) -> Buffer:
