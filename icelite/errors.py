@@ -101,6 +101,7 @@ class ErrorKind(StrEnum):
     CANNOT_FORK_READ_ONLY_SESSION = "cannot-fork-read-only-session"
     CANNOT_DELETE_MAIN = "cannot-delete-main"
     NOT_PICKLABLE = "not-picklable"
+    FORKED_IN_USE = "forked-in-use"
     FEATURE_FLAG_DISABLED = "feature-flag-disabled"
     PAYLOAD_COLLECTED = "payload-collected"
     # StorageError
@@ -113,6 +114,7 @@ class ErrorKind(StrEnum):
     VIRTUAL_CHUNK_MODIFIED = "virtual-chunk-modified"
     INVALID_OBJECT_SIZE = "invalid-object-size"
     CATALOG_REPLACED = "catalog-replaced"
+    CATALOG_DELETED = "catalog-deleted"
     UNSAFE_STORAGE = "unsafe-storage"
     UNREADABLE_SOURCE = "unreadable-source"
     # FormatError

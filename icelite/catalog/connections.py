@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,9 @@ from pathlib import Path
 import apsw
 
 from icelite import drafts
-from icelite.catalog import checks
+from icelite.catalog import checks, forks
+from icelite.catalog.door import Door
+from icelite.catalog.locks import Guard
 from icelite.catalog.sidecars import find_stale
 from icelite.errors import ErrorKind, FormatError, IceliteError, RepositoryNotFoundError, StorageError, disk_kind
 from icelite.storage import StorageConfig
@@ -26,43 +26,10 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
 PAGE_BYTES = 4096
 CACHE_KIB = 16 * 1024
-BUSY_PAUSE_SECONDS = (0.0002, 0.002)  # random, or one writer starves the others (docs/design.md)
-SHORT_PAUSE_SECONDS = (0.00005, 0.0002)  # at first: who waits for a reader to leave waits for microseconds
-SHORT_PAUSES = 3
+ATTEMPTS = 5  # to open a file that is being replaced
 
-_forks = 0  # how often this process is the child of a fork since icelite was imported
 _abandoned: list[apsw.Connection] = []  # of the parent: kept, since closing them would drop the parent's locks
 _anchors: dict[str, apsw.Connection] = {}  # SQLite drops an in-memory database with its last connection
-
-
-class Door:
-    """Which door of a connection is open; apart from `Catalog`, so that what asks for it keeps no catalog alive."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._written = False
-
-    def refuses_commit(self) -> bool:
-        """SQLite's commit hook: what did not come through a door is rolled back."""
-        self._written |= self.name == "write"
-        return self.name not in ("write", "stage")
-
-    def has_written(self) -> bool:
-        """Whether the repository was written through this connection."""
-        return self._written
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
-
-
-def forks() -> int:
-    """A number that differs between a process and its children by os.fork()."""
-    return _forks
 
 
 def abandon(connection: apsw.Connection) -> None:
@@ -70,13 +37,13 @@ def abandon(connection: apsw.Connection) -> None:
     _abandoned.append(connection)
 
 
-def connect(storage: StorageConfig) -> apsw.Connection:
-    """A bare connection to a catalog that exists.
+def connect(storage: StorageConfig) -> tuple[apsw.Connection, Guard]:
+    """A bare connection to a catalog that exists, and its guard.
 
     Raises
     ------
-    RepositoryNotFoundError
-        ``repository-not-found`` for one in memory; no file is ever created here.
+    RepositoryNotFoundError, StorageError, FormatError
+        ``repository-not-found`` for one in memory; no file is ever created here. As `Guard`.
     """
     if storage.path is None and storage.name not in _anchors:
         raise RepositoryNotFoundError(
@@ -84,7 +51,19 @@ def connect(storage: StorageConfig) -> apsw.Connection:
             " not in this process",
             ErrorKind.REPOSITORY_NOT_FOUND,
         )
-    return _open(storage.path, storage.name, 0)
+    if storage.path is None:
+        return _open(None, storage.name, 0), Guard(None)
+    for _ in range(ATTEMPTS):
+        guard = Guard(storage.path)  # first: what is opened without a guard may not be closed beside others
+        connection = _open(storage.path, storage.name, 0)
+        status = storage.path.stat()
+        if guard.identity in (None, (status.st_dev, status.st_ino)):
+            return connection, guard
+        connection.close()  # replaced between the two
+        guard.close()
+    raise StorageError(
+        f"{storage.path} is being replaced again and again; try again when it is left alone", ErrorKind.CATALOG_REPLACED
+    )
 
 
 def _open(path: Path | None, name: str, flags: int) -> apsw.Connection:
@@ -93,21 +72,26 @@ def _open(path: Path | None, name: str, flags: int) -> apsw.Connection:
     return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI | flags)
 
 
-def release(connection: apsw.Connection, process: int, wrote: Callable[[], bool]) -> None:
+def release(connection: apsw.Connection, forks_then: int, door: Door) -> None:
     """Close a connection, and remove the empty journal that TRUNCATE mode leaves beside the catalog.
 
     SQLite removes it only while it can have the lock; where somebody else writes, it stays for them. A connection
     inherited through fork() is left alone: closing it would drop its parent's locks
     (https://sqlite.org/howtocorrupt.html, section 2.6).
     """
-    if os.getpid() != process:
+    if forks_then != forks.count():
+        abandon(connection)
         return
-    with contextlib.suppress(apsw.Error):  # a journal that stays is empty and does no harm
-        if wrote():
-            connection.authorizer = None
-            connection.set_busy_handler(None)
-            connection.pragma("journal_mode", "delete")
-    connection.close()
+    with forks.in_sqlite():
+        try:
+            with contextlib.suppress(apsw.Error):  # a journal that stays is empty and does no harm
+                if door.has_written() and door.guard.write():
+                    connection.authorizer = None
+                    connection.set_busy_handler(None)
+                    connection.pragma("journal_mode", "delete")
+        finally:
+            connection.close()
+            door.guard.close()
 
 
 def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]) -> None:
@@ -212,18 +196,3 @@ def set_pragmas(connection: apsw.Connection) -> None:
         connection.pragma("journal_mode", "truncate")
     connection.pragma("synchronous", "full")
     connection.pragma("cache_size", -CACHE_KIB)
-
-
-def busy_handler(seconds: float) -> Callable[[int], bool]:
-    """What SQLite calls while another process holds the file: wait a little, until the deadline."""
-    deadline = 0.0
-
-    def wait(calls: int) -> bool:
-        nonlocal deadline
-        now = time.monotonic()
-        if calls == 0:
-            deadline = now + seconds
-        time.sleep(random.uniform(*(SHORT_PAUSE_SECONDS if calls < SHORT_PAUSES else BUSY_PAUSE_SECONDS)))
-        return now < deadline
-
-    return wait

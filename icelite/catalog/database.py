@@ -8,29 +8,34 @@ Invariants
   happens inside it, but the publishing of a remote catalog, whose copy nobody else waits for. What must happen
   after it is durable is queued on the transaction (`after_commit`).
 - No row leaves this module while its statement is open: a reader never holds a lock across user code.
-- The file is never opened by another route in this process: closing such a handle would drop SQLite's POSIX
-  locks (https://sqlite.org/howtocorrupt.html, section 2.2).
+- Each statement that reads or writes the repository runs under the connection's guard (`icelite.catalog.locks`),
+  since other code in this process may drop SQLite's own locks by closing the file.
+- A door is closed twice: an interrupt that falls into the first time does not fall into the second.
+- What is read from another catalog that was copied over this one is never returned.
 - apsw's exceptions become icelite's here (`icelite.catalog.failures`) and nowhere else.
 - A catalog elsewhere is a `RemoteView`: a read first catches up with what this process knows, a write is published.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
-from icelite.catalog import checks, connections, known, remote
+from icelite.catalog import checks, connections, forks, known, remote
 from icelite.catalog.failures import FOREIGN, translate, translated
+from icelite.catalog.filesystems import check_locks
+from icelite.catalog.locks import Guard
 from icelite.catalog.prepared import Spares, prepare
-from icelite.errors import ErrorKind, FormatError, InternalError, ReadOnlyError, SessionStateError
+from icelite.catalog.watch import Watch, find_loss
+from icelite.errors import ErrorKind, FormatError, IceliteError, InternalError, ReadOnlyError, SessionStateError
 from icelite.storage import StorageConfig
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 Bindings = Sequence[Any]
 
@@ -40,22 +45,28 @@ COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 VACUUM = "VACUUM"
 INTEGRITY_CHECK = "PRAGMA main.integrity_check(1000)"
+SECURE_STEPS = 100  # of SQLite's machine, between two looks
+TURN_SECONDS = 0.001  # that an event loop may wait for another thread's statement
 
 
 class Transaction:
     """The verbs for statements; valid only inside the door that made it."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, check: Callable[[], None] | None = None) -> None:
         self._connection = connection
+        self._check = check
         self.after_commit: list[Callable[[], None]] = []
 
     def rows(self, sql: str, bindings: Bindings = ()) -> list[Row]:
         """All rows of a query, its statement closed."""
-        return self._connection.execute(sql, bindings).fetchall()
+        rows = self._connection.execute(sql, bindings).fetchall()
+        if self._check is not None:
+            self._check()
+        return rows
 
     def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
         """The first row of a query, or None."""
-        rows = self._connection.execute(sql, bindings).fetchall()
+        rows = self.rows(sql, bindings)
         return rows[0] if rows else None
 
     def run(self, sql: str, bindings: Bindings = ()) -> int:
@@ -82,6 +93,8 @@ class Transaction:
         """
         blob = self._connection.blob_open("main", table, column, rowid, False)
         try:
+            if self._check is not None:
+                self._check()
             if start + length > blob.length():
                 raise FormatError(
                     f"{table} {rowid} has {blob.length()} bytes, and its reference names {start + length};"
@@ -110,6 +123,8 @@ class Catalog:
         Seconds to wait for another process's write.
     spares
         Where a session's connection to a catalog on this machine comes from and goes back to.
+    strict_locking
+        Refuse to write where locks may not be enough; see `icelite.catalog.filesystems`.
 
     Raises
     ------
@@ -125,28 +140,36 @@ class Catalog:
         check: str = "auto",
         busy_timeout: float = 30.0,
         spares: Spares | None = None,
+        strict_locking: bool = False,
     ) -> None:
         self.storage = storage
         self.busy_timeout = busy_timeout
+        self.strict_locking = strict_locking
         self._lock = threading.RLock()
         self._trusted = check != "never"
         self._options = change_set, check
         self._remote: remote.RemoteView | None = None
-        if spares is None:
-            self._connect(whole=change_set)
-        else:
-            self._take(spares)
+        with forks.in_sqlite():
+            if spares is None:
+                self._connect(whole=change_set)
+            else:
+                self._take(spares)
+            forks.register(self)
 
     def _connect(self, *, whole: bool) -> None:
         self._remote = remote.view(self.storage, whole=whole, check=self._options[1], before=self._remote)
         self.path = self.storage.path if self._remote is None else self._remote.path
-        with self._translated():
+        with self._translated(is_open=False):
             if self.path is not None:
                 checks.check_place(self.path)
-            self._connection = connections.connect(self.storage) if self._remote is None else self._remote.connect()
+            if self._remote is None:
+                self._connection, guard = connections.connect(self.storage)
+            else:
+                self._connection, guard = self._remote.connect(), Guard(None)
             try:
                 self._door = prepare(
                     self._connection,
+                    guard,
                     self.path,
                     change_set=self._options[0],
                     check=self._options[1],
@@ -157,21 +180,23 @@ class Catalog:
                     self._remote.identify(self._connection)
             except BaseException:
                 self._connection.close()
+                guard.close()
                 raise
+        self._watch = Watch(self._connection, guard, self.storage.name)
         read_only = self._connection.readonly("main") if self._remote is None else self._remote.read_only
-        self._begin(bool(read_only), connections.release, self._connection, os.getpid(), self._door.has_written)
+        self._begin(bool(read_only), connections.release, self._connection, forks.count(), self._door)
 
     def _take(self, spares: Spares) -> None:
         self.path = self.storage.path
-        with self._translated():
+        with self._translated(is_open=False):
             taken = spares.take()
-        self._connection, self._door = taken.connection, taken.door
+        self._connection, self._door, self._watch = taken.connection, taken.door, taken.watch
         self._begin(self._connection.readonly("main"), spares.give_back, taken)
 
     def _begin(self, read_only: bool, release: Callable[..., None], *arguments: object) -> None:
-        self.read_only = read_only
-        self._forks = connections.forks()
-        self._transaction = Transaction(self._connection)
+        self.read_only = read_only or not self._door.guard.is_writable
+        self._forks = forks.count()
+        self._transaction = Transaction(self._connection, self._watch.check)
         # Also when the program ends, or the catalog is dropped without close().
         self._release = weakref.finalize(self, release, *arguments)
 
@@ -181,10 +206,11 @@ class Catalog:
         Raises
         ------
         SessionStateError
-            ``not-picklable`` for a connection with a change set, which stays with the parent.
+            ``not-picklable`` for a connection with a change set, which stays with the parent; ``forked-in-use``.
         """
-        if self._forks == connections.forks():
+        if self._forks == forks.count():
             return
+        forks.check_usable()
         if self._options[0]:
             raise SessionStateError(
                 f"a session that writes to {self.storage.name} was carried over os.fork(); its changes stay with the"
@@ -194,7 +220,21 @@ class Catalog:
         connections.abandon(self._connection)
         self._release.detach()
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
-        self._connect(whole=self.path is not None)
+        with forks.in_sqlite():
+            self._connect(whole=self.path is not None)
+
+    def pause(self, seconds: float) -> bool:
+        """Before a fork: let no thread use the connection until `resume`; False where one does not stop."""
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        if self._door.name is None:
+            return True
+        self._lock.release()  # this thread itself is inside a door
+        return False
+
+    def resume(self) -> None:
+        """After a fork."""
+        self._lock.release()
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -202,10 +242,11 @@ class Catalog:
         self._check_fork()
         with self._lock, self._translated():
             if self._door.name is not None:  # inside another door: its transaction is the view
+                self._join()
                 yield self._transaction
                 return
             self._catch_up()
-            with self._transact(BEGIN_READ, "read"):
+            with self._opened("read", BEGIN_READ):
                 yield self._transaction
 
     @contextmanager
@@ -222,8 +263,8 @@ class Catalog:
         with self._lock, self._translated():
             self.check_writable()
             with self._up_to_date():
-                transaction = Transaction(self._connection)
-                with self._transact(BEGIN_WRITE, "write"):
+                transaction = Transaction(self._connection, self._watch.check)
+                with self._opened("write", BEGIN_WRITE):
                     yield transaction
                     if self._remote is not None:  # before COMMIT: what is not published is rolled back
                         self._remote.publish(self._connection)
@@ -235,8 +276,8 @@ class Catalog:
 
         Raises
         ------
-        ReadOnlyError
-            ``read-only-storage``.
+        ReadOnlyError, StorageError
+            ``read-only-storage``; as `filesystems.check_locks`.
         """
         if self.read_only and self._remote is not None:
             raise self._remote.refusal()
@@ -245,6 +286,8 @@ class Catalog:
                 f"{self.storage.name} cannot be written: the file or its file system is read-only",
                 ErrorKind.READ_ONLY_STORAGE,
             )
+        if self.storage.path is not None:
+            check_locks(self.storage.path, strict=self.strict_locking)
 
     @contextmanager
     def stage(self) -> Iterator[Transaction]:
@@ -252,7 +295,7 @@ class Catalog:
         self._check_fork()
         with self._lock, self._translated():
             self._catch_up()
-            with self._transact(BEGIN_READ, "stage"):
+            with self._opened("stage", BEGIN_READ):
                 yield self._transaction
 
     def refresh(self) -> None:
@@ -292,19 +335,60 @@ class Catalog:
 
     def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
         """The first row of one query that needs no wider view: a read transaction of its own."""
-        self._check_fork()
+        if self._forks != forks.count():
+            self._check_fork()
         with self._lock:
-            self._catch_up()
             try:
-                rows = self._connection.execute(sql, bindings).fetchall()
-            except FOREIGN as error:
-                raise translate(error, self.storage.name, self.busy_timeout) from error
+                if self._remote is not None:
+                    self._catch_up()
+                if self._door.name is None:
+                    rows = self._read_alone(sql, bindings)
+                else:
+                    self._join()
+                    rows = self._transaction.rows(sql, bindings)
+            except FOREIGN:
+                with self._translated():
+                    raise
         return rows[0] if rows else None
 
-    def data_version(self) -> int:
-        """A number that is another one after each commit, by whomever, that this connection has noticed by reading."""
-        with self._lock:
-            return self._connection.data_version()
+    def _read_alone(self, sql: str, bindings: Bindings) -> list[Row]:
+        guard = self._door.guard
+        try:
+            try:
+                self._watch.look()
+                if not guard.share():
+                    self._door.enter_to_read()
+                rows = self._connection.execute(sql, bindings).fetchall()
+                if self._connection.data_version() != self._watch.seen:
+                    self._watch.check()
+                return rows
+            finally:
+                guard.release()
+        finally:
+            guard.release()  # again, should an interrupt have come before the first
+
+    @property
+    def version(self) -> int:
+        """Another number after each commit, by whomever, that this connection has noticed by reading."""
+        return self._watch.version
+
+    def try_now(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what uses this catalog, but rather than wait for a lock be refused.
+
+        Raises
+        ------
+        StorageError
+            ``busy``.
+        """
+        lock, door = self._lock, self._door
+        if not lock.acquire(timeout=TURN_SECONDS):
+            raise translate(apsw.BusyError(), self.storage.name, TURN_SECONDS)
+        try:
+            door.may_wait = False
+            return function(*arguments)
+        finally:
+            door.may_wait = True
+            lock.release()
 
     def vacuum(self) -> tuple[int, int]:
         """Rebuild the file without its free pages; its size before and after, in bytes.
@@ -319,9 +403,14 @@ class Catalog:
         self._check_fork()
         with self._lock, self._translated():
             self.check_writable()
-            with self._up_to_date(), self._between_transactions("write"), checks.doors_open(self._connection):
+            with self._up_to_date(), self._opened("vacuum"), checks.doors_open(self._connection):
                 before = self._size()
-                self._connection.execute(VACUUM)
+                self._connection.set_progress_handler(self._door.secure, SECURE_STEPS)
+                try:
+                    self._connection.execute(VACUUM)
+                finally:
+                    self._connection.set_progress_handler(None)
+                    self._door.guard.yield_to_sqlite()
                 after = self._size()
                 if self._remote is not None:
                     self._remote.publish(self._connection)
@@ -333,7 +422,7 @@ class Catalog:
         with (
             self._lock,
             self._translated(),
-            self._between_transactions("read"),
+            self._opened("read"),
             empty.backup("main", self._connection, "main") as copying,
         ):
             copying.step(-1)
@@ -347,7 +436,7 @@ class Catalog:
             ``corrupt`` when it cannot read on.
         """
         self._check_fork()
-        with self._lock, self._translated(), self._between_transactions("read"), checks.doors_open(self._connection):
+        with self._lock, self._translated(), self._opened("read"), checks.doors_open(self._connection):
             rows = self._connection.execute(INTEGRITY_CHECK).fetchall()
         return [str(text) for (text,) in rows if text != "ok"]
 
@@ -355,35 +444,56 @@ class Catalog:
         return int(self._connection.pragma("page_count")) * int(self._connection.pragma("page_size"))
 
     @contextmanager
-    def _between_transactions(self, door: str) -> Iterator[None]:
+    def _opened(self, name: str, begin: str | None = None) -> Iterator[None]:
+        """A door, and with ``begin`` a transaction."""
         if self._door.name is not None:
-            raise InternalError(f"{door}() was opened inside {self._door.name}()")
-        self._door.name = door
+            raise InternalError(f"{name}() was opened inside {self._door.name}()")
         try:
-            yield
+            try:
+                self._enter(name, begin)
+                yield
+                if begin is not None:
+                    self._connection.execute(COMMIT)
+            finally:
+                self._leave()
         finally:
-            self._door.name = None
+            self._leave()  # again, should an interrupt have come before the first or into it
 
-    @contextmanager
-    def _transact(self, begin: str, door: str) -> Iterator[None]:
-        if self._door.name is not None:
-            raise InternalError(f"{door}() was opened inside {self._door.name}()")
-        self._connection.execute(begin)
-        self._door.name = door
+    def _enter(self, name: str, begin: str | None) -> None:
+        if name != "stage":
+            self._watch.look()
+        if name == "vacuum":
+            self._door.enter_alone()
+        else:
+            self._door.enter(name)
+        if begin is not None:
+            self._connection.execute(begin)
+        self._door.begin()
+        if name == "write":
+            self._watch.check()
+
+    def _join(self) -> None:
+        """Inside another door: that of the change set has not looked at the repository yet."""
+        if self._door.name == "stage" and not self._door.guard.is_held:
+            self._watch.look()
+            self._door.enter_to_read()
+
+    def _leave(self) -> None:
+        if self._forks != forks.count():  # a child of a fork inside a door: all of this is its parent's
+            return
         try:
-            yield
-            self._connection.execute(COMMIT)
-        except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute(ROLLBACK)
-            raise
         finally:
-            self._door.name = None
+            self._door.leave()
 
-    def _translated(self) -> AbstractContextManager[None]:
+    def _translated(self, *, is_open: bool = True) -> AbstractContextManager[None]:
         if self._remote is None:
-            return translated(self.storage, self.busy_timeout)
+            return translated(self.storage, self.busy_timeout, self._find_loss if is_open else None)
         return self._remote.translated(self.storage, self.busy_timeout)
+
+    def _find_loss(self) -> IceliteError | None:
+        return None if self.path is None else find_loss(self.path, self._connection, self._door.guard.identity)
 
     def close(self) -> None:
         """Release the file; the catalog cannot be used afterwards."""
@@ -402,7 +512,7 @@ def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], N
         ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``io``,
         ``storage-full``.
     """
-    with translated(storage, 0):
+    with forks.in_sqlite(), translated(storage, 0):
         make = connections.create if storage.place is None else remote.create
         make(storage, lambda connection: initialize(Transaction(connection)))
     if storage.path is not None:

@@ -24,7 +24,7 @@ class Pace:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self._depth = 0
-        self._version = catalog.data_version()
+        self._version = catalog.version
         self._busy_until = 0.0
         self._since = time.monotonic()
 
@@ -43,7 +43,7 @@ class Pace:
     def rest(self) -> None:
         """Let others write, if they do."""
         now = time.monotonic()
-        version = self.catalog.data_version()
+        version = self.catalog.version
         if version != self._version:
             self._version = version
             self._busy_until = now + QUIET_SECONDS

@@ -23,33 +23,39 @@ from typing import NamedTuple
 
 import apsw
 
-from icelite.catalog import checks, connections
+from icelite.catalog import checks, connections, forks
+from icelite.catalog.door import Door
+from icelite.catalog.locks import Guard
+from icelite.catalog.watch import Watch
 from icelite.storage import StorageConfig
 
 IS_CHANGE_SET_USED = "SELECT EXISTS (SELECT 1 FROM staged.chunk_ref)"
 ATTACH_CHANGE_SET = "ATTACH '' AS staged"  # an empty name: private, and spilled to disk by SQLite itself
+WAL_MARK = 18, 2, b"\2\2"  # place, length and content in the header (https://sqlite.org/fileformat2.html, 1.3.3)
 SPARE_CONNECTIONS = 2  # sessions that follow each other need one, each keeps up to CACHE_KIB of memory
 SPARE_PAGES = 256  # of a change set that is kept: SQLite does not give back what it has grown to
 
 
 class Prepared(NamedTuple):
-    """A connection that may be used in ``process``, its door, and what its file was when it was checked."""
+    """A connection, its door and watch, what its file was when it was checked, and in which child it was opened."""
 
     connection: apsw.Connection
-    door: connections.Door
+    door: Door
+    watch: Watch
     state: tuple[object, ...]
-    process: int
+    forks: int
 
 
 def prepare(
     connection: apsw.Connection,
+    guard: Guard,
     path: Path | None,
     *,
     change_set: bool,
     check: str,
     digest: str | None,
     busy_timeout: float,
-) -> connections.Door:
+) -> Door:
     """Check a bare connection, attach a change set where asked, and leave two doors open.
 
     Raises
@@ -57,9 +63,26 @@ def prepare(
     FormatError, InvalidInputError
         As `checks.check_header` and `checks.check_content`.
     """
-    connection.set_busy_handler(connections.busy_handler(busy_timeout))
+    door = Door(guard, path, busy_timeout, connection)
+    connection.set_busy_handler(door.wait)
     checks.harden(connection)
-    checks.check_header(connection, path)
+    try:
+        door.enter_to_read()
+        checks.check_header(connection, path)
+        if connection.read("main", 0, *WAL_MARK[:2])[1] == WAL_MARK[2] and not connection.readonly("main"):
+            door.enter_alone()  # leaving that mode overwrites the file
+        _check(connection, path, check, digest)
+    finally:
+        door.leave()
+    if change_set:
+        connection.execute(ATTACH_CHANGE_SET)
+        connection.execute((files("icelite.catalog") / "staging.sql").read_text())
+    checks.close_doors(connection, change_set)
+    connection.set_commit_hook(door.refuses_commit)
+    return door
+
+
+def _check(connection: apsw.Connection, path: Path | None, check: str, digest: str | None) -> None:
     try:
         connections.set_pragmas(connection)
         checks.check_content(connection, path, check, digest)
@@ -67,13 +90,6 @@ def prepare(
         if path is not None:
             checks.check_length(connection, path)  # a truncated file says so
         raise
-    if change_set:
-        connection.execute(ATTACH_CHANGE_SET)
-        connection.execute((files("icelite.catalog") / "staging.sql").read_text())
-    checks.close_doors(connection, change_set)
-    door = connections.Door()
-    connection.set_commit_hook(door.refuses_commit)
-    return door
 
 
 class Spares:
@@ -98,23 +114,26 @@ class Spares:
         path = self._storage.path
         status = None if path is None else checks.check_place(path)
         for spare in _drain(self._idle):
-            with contextlib.suppress(apsw.Error):
-                if spare.process == os.getpid() and _state(spare.connection, status) == spare.state:
-                    return spare
+            if spare.forks == forks.count() and _is_current(spare, status):
+                return spare
             _release(spare)
-        connection = connections.connect(self._storage)
+        connection, guard = connections.connect(self._storage)
         try:
             door = prepare(
-                connection, path, change_set=True, check="auto", digest=None, busy_timeout=self._busy_timeout
+                connection, guard, path, change_set=True, check="auto", digest=None, busy_timeout=self._busy_timeout
             )
-            return Prepared(connection, door, _state(connection, status), os.getpid())
+            watch = Watch(connection, guard, self._storage.name)
+            return Prepared(connection, door, watch, _state(connection, status), forks.count())
         except BaseException:
             connection.close()
+            guard.close()
             raise
 
     def give_back(self, spare: Prepared) -> None:
         """Keep a connection whose session is gone, or close it."""
-        if self._is_open.is_set() and len(self._idle) < SPARE_CONNECTIONS and _is_clean(spare):
+        with forks.in_sqlite() if spare.forks == forks.count() else contextlib.nullcontext():
+            is_wanted = self._is_open.is_set() and len(self._idle) < SPARE_CONNECTIONS and _is_clean(spare)
+        if is_wanted:
             self._idle.append(spare)
         else:
             _release(spare)
@@ -134,10 +153,22 @@ def _state(connection: apsw.Connection, status: os.stat_result | None) -> tuple[
     return file, header[:24], header[40:72]
 
 
+def _is_current(spare: Prepared, status: os.stat_result | None) -> bool:
+    try:
+        spare.door.enter_to_read()
+        return _state(spare.connection, status) == spare.state
+    except apsw.BusyError:
+        raise
+    except apsw.Error:
+        return False
+    finally:
+        spare.door.leave()
+
+
 def _is_clean(spare: Prepared) -> bool:
     connection = spare.connection
     try:
-        if spare.process != os.getpid() or connection.in_transaction or spare.door.name is not None:
+        if spare.forks != forks.count() or connection.in_transaction or spare.door.name is not None:
             return False
         with checks.doors_open(connection):
             if connection.pragma("page_count", schema="staged") > SPARE_PAGES:
@@ -159,7 +190,4 @@ def _release_all(idle: deque[Prepared]) -> None:
 
 
 def _release(spare: Prepared) -> None:
-    if spare.process == os.getpid():
-        connections.release(spare.connection, spare.process, spare.door.has_written)
-    else:
-        connections.abandon(spare.connection)
+    connections.release(spare.connection, spare.forks, spare.door)

@@ -11,7 +11,6 @@ Invariants
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import struct
@@ -26,7 +25,9 @@ import apsw
 
 from icelite import vfs
 from icelite.catalog import checks, connections, guards, known
+from icelite.catalog.door import Door
 from icelite.catalog.failures import translated
+from icelite.catalog.locks import Guard
 from icelite.errors import ConflictError, ErrorKind, IceliteError, ReadOnlyError, StorageError
 from icelite.retry import Patience
 from icelite.storage import S3Place, StorageConfig
@@ -168,7 +169,7 @@ class RemoteView:
     def _restore(self, source: apsw.Connection) -> None:
         assert self.path is not None
         with contextlib.closing(_connect(self.path)) as target:
-            target.set_busy_handler(connections.busy_handler(30.0))
+            target.set_busy_handler(Door(Guard(None), None, 30.0, target).wait)
             with target.backup("main", source, "main") as copying:
                 copying.step(-1)
 
@@ -238,18 +239,7 @@ class RemoteView:
 
 def view(storage: StorageConfig, *, whole: bool, check: str, before: RemoteView | None) -> RemoteView | None:
     """The view that a new connection gets after another one; None for a catalog of this machine."""
-    if storage.place is None:
-        return None
-    try:
-        return RemoteView(storage, whole=whole, check=check, before=before)
-    except IceliteError:  # some are OSErrors too
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"the copy of {storage.name!r} cannot be kept in the temporary folder {tempfile.gettempdir()}:"
-            f" {error.strerror}; make room there, or let TMPDIR name another folder",
-            ErrorKind.STORAGE_FULL if error.errno == errno.ENOSPC else ErrorKind.IO,
-        ) from error
+    return None if storage.place is None else RemoteView(storage, whole=whole, check=check, before=before)
 
 
 def _remove(path: Path, process: int) -> None:

@@ -41,6 +41,7 @@ REPLACE_FIRST_SNAPSHOT = """
 UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5, crc32c = ?6 WHERE seq = ?1
 """
 SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
+SELECT_ID = "SELECT id FROM snapshot WHERE seq = ?"
 SELECT_SEQ = "SELECT seq FROM snapshot WHERE id = ?"
 # Whether anything is behind a point in its segment: a snapshot, or rows of one that was released.
 SELECT_CONTINUATION = """
@@ -271,9 +272,10 @@ def list_infos(txn: Transaction) -> list[SnapshotInfo]:
     return [_info(*row[:5]) for row in rows]
 
 
-def is_kept(txn: Transaction, seq: int) -> bool:
-    """Whether there is a snapshot with this number: it was not released."""
-    return txn.row(SELECT_SEG, (seq,)) is not None
+def find_id(txn: Transaction, seq: int) -> str | None:
+    """The public id of the snapshot with a number; None once it was released."""
+    row = txn.row(SELECT_ID, (seq,))
+    return None if row is None else str(row[0])
 
 
 def find_parent(txn: Transaction, seq: int) -> int | None:

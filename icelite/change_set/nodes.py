@@ -5,7 +5,9 @@ A new node has a negative id (-1 is the first) until the commit gives it one tha
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +15,14 @@ from dataclasses import dataclass, replace
 from icelite.catalog import nodes as node_table
 from icelite.catalog import snapshots
 from icelite.catalog.database import Catalog, Transaction
-from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError, SnapshotNotFoundError
+from icelite.errors import (
+    AlreadyExistsError,
+    ErrorKind,
+    InvalidInputError,
+    NodeNotFoundError,
+    SnapshotNotFoundError,
+    StorageError,
+)
 from icelite.expansion import Expansion, find_expansion
 from icelite.keys import DOCUMENTS, ancestors, join
 from icelite.metadata import ArrayInfo, array_info, check_document, same_document
@@ -57,6 +66,19 @@ class _Staged:
     base: Node | None  # what the snapshot has at this path
 
 
+_alive: weakref.WeakSet[NodeChanges] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a child of os.fork(): other threads of the parent may have held them, and are not here to let go."""
+    for changes in _alive:
+        changes.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 class NodeChanges(ABC):
     """The nodes of one snapshot plus uncommitted changes."""
 
@@ -64,8 +86,10 @@ class NodeChanges(ABC):
         self.catalog = catalog
         self.view = view
         self.lock = threading.RLock()
+        _alive.add(self)
         self._forget_base()
         self._seen_version = -1
+        self._known_id = -1, ""  # the number of the snapshot when it was last looked for, and its id
         self._nodes: dict[str, _Staged] = {}
         self._above: set[str] = set()  # every path above a staged node, and perhaps above one that went again
         self._last_id = 0
@@ -105,15 +129,24 @@ class NodeChanges(ABC):
 
     def _check_kept(self) -> None:
         """Refuse what was just read, if the snapshot was released meanwhile: its rows may have been collected."""
-        version = self.catalog.data_version()
+        version = self.catalog.version
         if version == self._seen_version:
             return
         with self.catalog.read() as txn:
-            if not snapshots.is_kept(txn, self.view.seq):
-                raise SnapshotNotFoundError(
-                    "the snapshot that this session reads has expired since it was opened; open another session",
-                    ErrorKind.SNAPSHOT_NOT_FOUND,
-                )
+            found = snapshots.find_id(txn, self.view.seq)
+        if found is None:
+            raise SnapshotNotFoundError(
+                "the snapshot that this session reads has expired since it was opened; open another session",
+                ErrorKind.SNAPSHOT_NOT_FOUND,
+            )
+        seq, known = self._known_id
+        if seq == self.view.seq and known != found:
+            raise StorageError(
+                f"{self.catalog.storage.name} was overwritten with another history while it was open: snapshot {known}"
+                " is not in it; open it again",
+                ErrorKind.CATALOG_REPLACED,
+            )
+        self._known_id = self.view.seq, found
         self._seen_version = version
 
     def _find_base(self, path: str) -> Entry | None:
@@ -263,6 +296,7 @@ class NodeChanges(ABC):
         """Compare what the session wrote with what the new snapshot has; delete what appeared in deleted groups."""
         self._forget_base()
         self._seen_version = -1
+        self._known_id = -1, ""  # the number of the snapshot when it was last looked for, and its id
         for path, staged in list(self._nodes.items()):
             base = self._find_base(path)
             if staged.entry is None and base is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction, create_catalog
+from icelite.catalog.filesystems import check_locks
 from icelite.catalog.locations import insert_inline_location, list_locations
 from icelite.catalog.operations import log_operation, now
 from icelite.catalog.prepared import Spares
@@ -59,6 +60,7 @@ class Repository(AsynchronousRepository):
             containers = list_containers(txn)
             at_home = find_setting(txn, "home") == home_of(catalog.storage)
         self._config = self._stored if config is None else self._stored.merge(config)
+        catalog.strict_locking = self._config.strict_locking
         is_local, timeout = catalog.storage.place is None, self._config.busy_timeout_seconds
         self._spares = Spares(catalog.storage, timeout) if is_local else None
         self._commit_metadata: dict[str, Any] = {}
@@ -115,6 +117,8 @@ class Repository(AsynchronousRepository):
         place = as_storage(storage)
         objects = default_objects(place) if objects is None else objects
         native = None if objects is None else own_folder(locate_objects(objects, place))
+        if place.path is not None:
+            check_locks(place.path, strict=config is not None and config.strict_locking)
         create_catalog(place, lambda txn: _initialize(txn, place, config or RepositoryConfig.default(), native))
         return cls.open(place, config, authorize_virtual_chunk_access, objects=objects)
 

@@ -79,8 +79,9 @@ class Sessions:
 
         Raises
         ------
-        RefNotFoundError, ReadOnlyError
-            ``branch-not-found``; ``read-only-storage``, ``read-only-repository``.
+        RefNotFoundError, ReadOnlyError, StorageError
+            ``branch-not-found``; ``read-only-storage``, ``read-only-repository``; ``unsafe-storage`` on a network file
+            system with ``strict_locking``.
         """
         return self._open_writable(branch, rearrange=False)
 
@@ -101,7 +102,8 @@ class Sessions:
                 _check_allowed(txn, rearrange)
         storage, timeout = self._catalog.storage, self._config.busy_timeout_seconds
         # A connection of its own, since the change set is attached to it.
-        catalog = Catalog(storage, change_set=True, busy_timeout=timeout, spares=self._spares)
+        strict = self._config.strict_locking
+        catalog = Catalog(storage, change_set=True, busy_timeout=timeout, spares=self._spares, strict_locking=strict)
         with catalog.read() as txn:
             _check_allowed(txn, rearrange)  # not only with the commit
             seq = refs.lookup_branch(txn, branch)
