@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -40,6 +42,18 @@ def translated(
     except FOREIGN as error:
         found = find() if find is not None and isinstance(error, LOSSES) else None
         raise found or translate(error, storage.name, busy_timeout) from error
+    except TypeError as error:
+        if not str(error).startswith("Bad binding argument type"):
+            raise
+        raise InvalidInputError(
+            f"{storage.name} was asked for something that is neither text nor number: {error}",
+            ErrorKind.INVALID_ARGUMENT,
+        ) from error
+
+
+def _scratch() -> str:
+    """Where SQLite keeps what it has no room for in memory (https://sqlite.org/tempfiles.html, section 5)."""
+    return os.environ.get("SQLITE_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
 
 
 def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError:
@@ -56,7 +70,11 @@ def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError
             ErrorKind.BUSY,
         )
     if isinstance(error, apsw.FullError):
-        return StorageError(f"no space left for {where}; nothing was changed", ErrorKind.STORAGE_FULL)
+        return StorageError(
+            f"no space left for {where}, or in the temporary folder {_scratch()}, where uncommitted changes"
+            " wait (TMPDIR names another one); nothing was changed",
+            ErrorKind.STORAGE_FULL,
+        )
     if isinstance(error, apsw.ReadOnlyError):
         return ReadOnlyError(f"{where} cannot be written: {error}", ErrorKind.READ_ONLY_STORAGE)
     if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):

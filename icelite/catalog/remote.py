@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import struct
@@ -239,7 +240,18 @@ class RemoteView:
 
 def view(storage: StorageConfig, *, whole: bool, check: str, before: RemoteView | None) -> RemoteView | None:
     """The view that a new connection gets after another one; None for a catalog of this machine."""
-    return None if storage.place is None else RemoteView(storage, whole=whole, check=check, before=before)
+    if storage.place is None:
+        return None
+    try:
+        return RemoteView(storage, whole=whole, check=check, before=before)
+    except IceliteError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"the copy of {storage.name!r} cannot be kept in the temporary folder {tempfile.gettempdir()}:"
+            f" {error.strerror}; make room there, or let TMPDIR name another folder",
+            ErrorKind.STORAGE_FULL if error.errno == errno.ENOSPC else ErrorKind.IO,
+        ) from error
 
 
 def _remove(path: Path, process: int) -> None:

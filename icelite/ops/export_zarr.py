@@ -32,10 +32,12 @@ from icelite.errors import (
     client_errors,
     disk_kind,
     has_secret,
+    shown,
 )
 from icelite.keys import check_path, join
 from icelite.metadata import array_info
 from icelite.session import Session
+from icelite.storage.config import is_encodable
 from icelite.types import Progress, ZarrExport
 
 VALUES_AT_ONCE = 64
@@ -102,7 +104,7 @@ def export_zarr(
 ) -> ZarrExport:
     """Write what a session sees; see `Repository.export_zarr`."""
     content = list_content(session, check_path(group))
-    place = _checked(os.fspath(target))
+    place = _checked(os.fspath(target) if isinstance(target, os.PathLike) else target)
     with _opened(place, dict(storage_options or {}), overwrite) as store:
         sync(_write(session, content, store, consolidated, progress))
     return ZarrExport(place, session.snapshot_id, content.nodes, len(content.chunks), content.bytes)
@@ -155,10 +157,10 @@ def _batches(values: Values, count: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _checked(target: str) -> str:
+def _checked(target: object) -> str:
     """An absolute path, or a URL that is not one of a local file."""
-    if "\0" in target or not target:
-        raise InvalidInputError(f"{target!r} is no path or URL to write to", ErrorKind.INVALID_PATH)
+    if not isinstance(target, str) or "\0" in target or not target or not is_encodable(target):
+        raise InvalidInputError(f"{shown(target)} is no path or URL to write to", ErrorKind.INVALID_PATH)
     if "://" in target and not target.startswith("file://"):
         return target
     return str(Path(target.removeprefix("file://")).expanduser().absolute())

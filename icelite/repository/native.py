@@ -21,7 +21,7 @@ from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting, save_setting
 from icelite.config import VirtualChunkContainer
 from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials
-from icelite.errors import ErrorKind, InvalidInputError, has_secret
+from icelite.errors import ErrorKind, InvalidInputError, has_secret, shown
 from icelite.objects import Connect, NoObjects, Objects, ReadOnlyObjects, RemoteObjects, S3Connect
 from icelite.storage import (
     EXTENSION,
@@ -32,6 +32,7 @@ from icelite.storage import (
     S3Place,
     StorageConfig,
 )
+from icelite.storage.config import is_encodable
 from icelite.types import CROCKFORD, new_snapshot_id
 from icelite.virtual.urls import relative_path
 
@@ -107,9 +108,9 @@ def locate_objects(given: ObjectStorage, storage: StorageConfig) -> ObjectsFolde
     if isinstance(given, StorageConfig):
         return _locate_storage(given, storage)
     text: object = os.fspath(given)
-    if not isinstance(text, str) or not text.strip("/") or not _is_plain(text):
+    if not isinstance(text, str) or not text.strip("/") or not is_encodable(text) or not _is_plain(text):
         raise InvalidInputError(
-            f"objects={given!r} is not a folder or URL such as './chunks' or 's3://bucket/chunks'",
+            f"objects={shown(given)} is not a folder or URL such as './chunks' or 's3://bucket/chunks'",
             ErrorKind.INVALID_PATH,
         )
     scheme, mark, rest = text.partition("://")

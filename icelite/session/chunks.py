@@ -105,7 +105,7 @@ class Chunks:
         NodeNotFoundError, InvalidInputError
             ``node-not-found``; ``not-an-array``, ``invalid-argument``.
         """
-        if batch_size < 1:
+        if not 1 <= batch_size < 2**63:
             raise InvalidInputError(f"batch_size={batch_size} must be at least 1", ErrorKind.INVALID_ARGUMENT)
         entry, info = await self.off_loop(self.changes.lookup_array, check_path(array_path))
         rows = self.changes.refs(entry.node.node_id)

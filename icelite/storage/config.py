@@ -59,7 +59,7 @@ class StorageConfig:
             ``invalid-path`` for an empty path, one with a NUL, or a text that is no Unicode.
         """
         text: object = os.fspath(path)
-        if not isinstance(text, str) or not text or "\0" in text or not _is_encodable(text):
+        if not isinstance(text, str) or not text or "\0" in text or not is_encodable(text):
             raise InvalidInputError(
                 f"catalog path {shown(text)} is not a path of text: pass one such as 'ocean.icelite'",
                 ErrorKind.INVALID_PATH,
@@ -190,7 +190,7 @@ class StorageConfig:
         )
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Whether the system can have a file of that name."""
     try:
         os.fsencode(text)

@@ -123,7 +123,12 @@ class VirtualReferences(ABC):
         self._check_writable()
         path = check_path(array_path)
         entry, info = self._session.changes.lookup_array(path)
-        grid = tuple(int(size) for size in chunk_grid_shape)
+        try:
+            grid = tuple(int(size) for size in chunk_grid_shape)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInputError(
+                f"chunk_grid_shape={chunk_grid_shape!r} is not a tuple of numbers", ErrorKind.INVALID_ARGUMENT
+            ) from error
         columns = as_int64(offsets, "offsets"), as_int64(lengths, "lengths")
         count = 1
         for size in grid:
