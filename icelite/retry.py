@@ -35,7 +35,8 @@ class Patience:
     def tries(self) -> Iterator[bool]:
         """Whether it is the last attempt, once for each; waits between them."""
         for wait, is_last in self._waits():
-            time.sleep(wait)
+            if wait:  # sleeping no time at all still gives the processor away
+                time.sleep(wait)
             yield is_last
 
     async def tries_async(self) -> AsyncIterator[bool]:

@@ -23,7 +23,7 @@ Ints: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 SUM_BITS = 48
 SUM_MASK = (1 << SUM_BITS) - 1
 
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 _TEXT, _OFFSET, _LENGTH = 0x100000001B3, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F  # odd: no bit of a column is lost
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the finalizer of splitmix64
 _NEWLINE = 10
@@ -37,22 +37,22 @@ def row_crc(*values: int | str | bytes | None) -> int:
 
 
 def _mix(number: int) -> int:
-    number = ((number ^ number >> 30) * _FIRST) & _MASK
-    number = ((number ^ number >> 27) * _SECOND) & _MASK
+    number = ((number ^ number >> 30) * _FIRST) & MASK
+    number = ((number ^ number >> 27) * _SECOND) & MASK
     return number ^ number >> 31
 
 
 def location_factor(location_id: int | None) -> int:
     """The odd number by which the hashes of references to a location are multiplied; None for deleted chunks."""
-    return 2 * _mix(location_id or 0) + 1 & _MASK
+    return 2 * _mix(location_id or 0) + 1 & MASK
 
 
 def extent_hash(chunk: str, offset: int, length: int) -> int:
     """The part of `ref_hash` that does not depend on the location."""
     text = 0
     for byte in chunk.encode():
-        text = (text * _TEXT + byte) & _MASK
-    return _mix((text + offset * _OFFSET + length * _LENGTH) & _MASK)
+        text = (text * _TEXT + byte) & MASK
+    return _mix((text + offset * _OFFSET + length * _LENGTH) & MASK)
 
 
 def ref_hash(chunk: str, location_id: int | None, offset: int, length: int) -> int:

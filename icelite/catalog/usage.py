@@ -43,6 +43,7 @@ SELECT k.value, max(u.seq), u.refs FROM json_each(?3) k CROSS JOIN usage u CROSS
 WHERE u.location_id = k.value AND u.seq <= ?2 AND l.seg = u.seg AND u.seq <= l.bound GROUP BY k.value
 """
 )
+SELECT_STATES = "SELECT seg, seq, refs FROM usage WHERE location_id = ?1 AND seq <= ?2 ORDER BY seq DESC"
 INSERT_USAGE = "INSERT OR REPLACE INTO usage (location_id, seq, seg, refs, crc32c) VALUES (?, ?, ?, ?, ?)"
 SELECT_OF_SNAPSHOT = "SELECT location_id, refs FROM usage WHERE seq = ?"  # reads all of it; only an amend asks
 # The rows of some files in the lineage of (?1, ?2), oldest first, with what is known of the snapshot of each.
@@ -55,6 +56,7 @@ JOIN operation o ON o.id = u.seq LEFT JOIN snapshot s ON s.seq = u.seq
 WHERE u.location_id = k.value AND u.seq <= ?2 AND l.seg = u.seg AND u.seq <= l.bound ORDER BY u.seq, u.location_id
 """
 )
+FEW = 16  # files that are looked up one by one
 HISTORY_ROW = types(int, int, int, OPTIONAL_TEXT, OPTIONAL_TEXT, int, str)
 SELECT_POINTS = "SELECT DISTINCT seq, seg FROM usage"
 DELETE_POINTS = "DELETE FROM usage WHERE seq IN (SELECT value FROM json_each(?))"
@@ -90,9 +92,23 @@ def record_usage(txn: Transaction, view: View, added: Mapping[int, int], removed
     touched = sorted(added.keys() | removed.keys())
     if not touched:
         return
-    before = {row[0]: row[2] for row in txn.rows(SELECT_USAGE, (view.seg, view.seq, json.dumps(touched)))}
+    before = _find_refs(txn, view, touched)
     rows = [(i, view.seq, view.seg, before.get(i, 0) + added.get(i, 0) - removed.get(i, 0)) for i in touched]
     txn.run_many(INSERT_USAGE, ((*row, row_crc(*row)) for row in rows))
+
+
+def _find_refs(txn: Transaction, view: View, location_ids: list[int]) -> dict[int, int]:
+    """References of ``view`` to files, by location id; those that it has no row about are left out."""
+    if len(location_ids) > FEW:
+        rows = txn.rows(SELECT_USAGE, (view.seg, view.seq, json.dumps(location_ids)))
+        return {location_id: refs for location_id, _, refs in rows}
+    found: dict[int, int] = {}
+    for location_id in location_ids:  # a plain statement is prepared in a fifth of the time
+        for seg, seq, refs in txn.rows(SELECT_STATES, (location_id, view.seq)):
+            if seq <= view.bounds.get(seg, -1):
+                found[location_id] = refs
+                break
+    return found
 
 
 def copy_usage(txn: Transaction, seq: int, view: View) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from icelite.catalog import staging, usage
 from icelite.catalog.changes import insert_change
 from icelite.catalog.database import Catalog, Transaction
@@ -139,19 +141,23 @@ class ChangeSet(ChunkChanges, NodeChanges):
         with_refs, location_ids = self._write_refs(txn)
         ids = self._insert_nodes(txn, view)
         changes = self._node_changes()
-        added: Counter[int] = Counter()
+        counts = np.zeros(len(location_ids), np.int64)
         removed = self._count_removed(txn, with_refs, changes)
-        files = [i for i, location in enumerate(self._locations, start=2) if location.kind == ChunkType.virtual]
         for node_id in sorted(with_refs):
             staging.copy_refs(txn, node_id, ids.get(node_id, node_id), view)
             change = changes.pop(node_id, NodeChange.none)
             packed, rows = staging.pack_chunks(txn, node_id)
             tally = self._tally(txn, node_id, rows)
-            added.update({int(location_ids[i]): count for i in files if (count := tally.count(i))})
+            tally.count_into(counts)
             insert_change(txn, view, ids.get(node_id, node_id), change, packed, tally.refs_sum(location_ids))
         for node_id, change in changes.items():
             insert_change(txn, view, ids.get(node_id, node_id), change, None, 0)
-        usage.record_usage(txn, view, added, removed)
+        usage.record_usage(txn, view, self._count_added(location_ids.tolist(), counts.tolist()), removed)
+
+    def _count_added(self, location_ids: list[int], counts: list[int]) -> dict[int, int]:
+        """How many of the staged references lead to each file, by location id."""
+        columns = zip(self._locations, location_ids[2:], counts[2:], strict=True)
+        return {number: count for location, number, count in columns if count and location.kind == ChunkType.virtual}
 
     def _count_removed(
         self, txn: Transaction, with_refs: Iterable[int], changes: Mapping[int, NodeChange]

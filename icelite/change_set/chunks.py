@@ -24,7 +24,7 @@ from icelite.catalog.payloads import check_size, insert_payload
 from icelite.catalog.permissions import check_online
 from icelite.catalog.remote import repeat_write
 from icelite.change_set.native import Native
-from icelite.change_set.tally import BLOCK_ROWS, Tally, tally_of
+from icelite.change_set.tally import BLOCK_ROWS, LocationIds, Tally, read_tally
 from icelite.types import ChunkRef, ChunkType, Location, View, chunk_name, chunk_position
 
 PENDING_BYTES = 32 << 20
@@ -176,14 +176,14 @@ class ChunkChanges:
         self,
         node_id: int,
         chunks: Sequence[str],
-        location_ids: Ints,
+        location_ids: LocationIds,
         offsets: Ints,
         lengths: Ints,
         txn: Transaction,
     ) -> None:
         """Stage references, as aligned columns; the ids come from `intern`."""
-        ids, some_offsets, some_lengths = (_as_list(column) for column in (location_ids, offsets, lengths))
-        staging.put_refs(txn, node_id, chunks, ids, some_offsets, some_lengths)
+        ids = location_ids.tolist() if isinstance(location_ids, np.ndarray) else location_ids
+        staging.put_refs(txn, node_id, chunks, ids, _as_list(offsets), _as_list(lengths))
         # whatever else is staged of an array drops its tally; what replaces rows makes it disagree with their number
         if node_id in self._tallies or (len(chunks) >= BLOCK_ROWS and node_id not in self._with_refs):
             self._tallies.setdefault(node_id, Tally()).add(chunks, location_ids, offsets, lengths)
@@ -391,7 +391,7 @@ class ChunkChanges:
     def _tally(self, txn: Transaction, node_id: int, rows: int) -> Tally:
         """What the ``rows`` staged references of an array add up to."""
         tally = self._tallies.get(node_id)
-        return tally if tally is not None and tally.rows == rows else tally_of(staging.scan_refs(txn, node_id))
+        return tally if tally is not None and tally.rows == rows else read_tally(txn, node_id, rows)
 
 
 def _as_list(column: Ints) -> Sequence[int]:
