@@ -1,0 +1,65 @@
+"""docs/api.md lists every public name with the first sentence of its docstring; ICELITE_WRITE_API=1 writes it anew."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from pathlib import Path
+
+import icelite
+
+PAGE = Path(__file__).parents[2] / "docs/api.md"
+MODULES = {  # names that are asked for only when they are used, since they need optional packages
+    "icelite": sorted({*icelite.__all__, "find_format", "open_virtual", "open_virtual_tree", "virtualize"}),
+    "icelite.dask": ["store_dask"],
+    "icelite.icechunk": ["export_icechunk", "import_icechunk"],
+    "icelite.kerchunk": ["export_kerchunk", "import_kerchunk", "write_references"],
+    "icelite.virtualizarr": ["IceliteAccessor", "WriteSummary", "to_icelite"],
+    "icelite.xarray": ["to_icelite"],
+}
+HEAD = """# Every public name
+
+Each with the first sentence of what `help()` says about it; `help(icelite.Repository)` tells the rest: parameters,
+units, errors with their kinds. The guides show them at work.
+"""
+
+
+def sentence(thing: object) -> str:
+    text = inspect.getdoc(thing) or ""
+    first = re.split(r"(?<=\.)\s|\n\n", text.strip(), maxsplit=1)[0]
+    return " ".join(first.split()).replace("|", "\\|").replace("``", "`")
+
+
+def describe(name: str, thing: object) -> str:
+    if inspect.isclass(thing):
+        members = [
+            member
+            for member, value in inspect.getmembers(thing)
+            if not member.startswith("_") and inspect.getdoc(value) and (getattr(value, "__module__", None) or "icelite").startswith("icelite")
+        ]
+        shown = ", ".join(f"`{member}`" for member in members) if name in ("Repository", "Session", "IceliteStore") else ""
+        return f"| `{name}` | {sentence(thing)}{' Members: ' + shown if shown else ''} |"
+    if inspect.isroutine(thing):
+        return f"| `{name}()` | {sentence(thing)} |"
+    return f"| `{name}` | |"
+
+
+def page() -> str:
+    import importlib
+
+    parts = [HEAD]
+    for module, names in MODULES.items():
+        found = importlib.import_module(module)
+        rows = [describe(name, getattr(found, name)) for name in names]
+        parts += [f"## `{module}`\n", "| name | what it is |\n|---|---|\n" + "\n".join(rows) + "\n"]
+    return "\n".join(parts)
+
+
+def test_every_public_name_is_in_the_docs() -> None:
+    if os.environ.get("ICELITE_WRITE_API"):
+        PAGE.write_text(page())
+    text = PAGE.read_text()
+    missing = [f"{module}.{name}" for module, names in MODULES.items() for name in names if f"`{name}" not in text]
+    assert missing == []
+    assert text == page()
