@@ -88,7 +88,7 @@ READER = (
         session = repo.readonly_session("main")
         try:
             for writer in range(4):
-                values = {session.store.get_sync(f"w{writer}/c/{chunk}") for chunk in range(8)}
+                values = [session.store.get_sync(f"w{writer}/c/{chunk}") for chunk in range(8)]
                 found = {None if value is None else value.to_bytes() for value in values}
                 assert len(found) == 1, f"torn: {len(found)} versions in one snapshot"
                 number = int.from_bytes((found.pop() or bytes(4))[:4], "big")
