@@ -28,7 +28,11 @@ _COMPLEXES = tuple(
     for order, mark in (("LE", "<"), ("BE", ">"))
     if hasattr(h5t, "COMPLEX_IEEE_F32LE")  # HDF5 2
 )
-_INTEGERS = (h5t.INTEGER, h5t.BITFIELD)
+_BITFIELDS = tuple(
+    (getattr(h5t, f"STD_B{8 * size}{order}"), np.dtype(f"{mark}u{size}"))
+    for size in (1, 2, 4, 8)
+    for order, mark in (("LE", "<"), ("BE", ">"))
+)
 _DEFLATE, _SHUFFLE, _FLETCHER32, _BLOSC, _ZSTD = 1, 2, 3, 32001, 32015
 _COMPRESSORS = (_DEFLATE, _BLOSC, _ZSTD)
 _BLOSC_NAMES = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
@@ -138,7 +142,7 @@ def find_dtype(kind: Any) -> np.dtype[Any] | str:
     if number == h5t.ENUM:
         whole = find_dtype(kind.get_super())
         return np.dtype(bool) if isinstance(whole, np.dtype) and _is_bool(kind) else whole
-    if number in _INTEGERS:
+    if number == h5t.INTEGER:
         return _find_integer(kind)
     if number == h5t.FLOAT:
         known = any(kind.equal(each) for each in _FLOATS)
@@ -152,7 +156,7 @@ def find_dtype(kind: Any) -> np.dtype[Any] | str:
     if number == h5t.ARRAY:
         base = find_dtype(kind.get_super())
         return base if isinstance(base, str) else np.dtype((base, kind.get_array_dims()))
-    for each, dtype in _COMPLEXES:
+    for each, dtype in (*_COMPLEXES, *_BITFIELDS):
         if kind.equal(each):
             return dtype
     return f"its values are of a type that Zarr has no form for (HDF5 class {number})"
@@ -168,9 +172,8 @@ def _find_integer(kind: Any) -> np.dtype[Any] | str:
         return f"its integers use {kind.get_precision()} of {8 * size} bits, from bit {kind.get_offset()} on"
     if size > 1 and kind.get_order() not in (h5t.ORDER_LE, h5t.ORDER_BE):
         return f"its integers have the byte order {kind.get_order()}"
-    signed = kind.get_class() == h5t.INTEGER and kind.get_sign() == h5t.SGN_2
     order = ">" if kind.get_order() == h5t.ORDER_BE else "<"
-    return np.dtype(f"{order}{'i' if signed else 'u'}{size}")
+    return np.dtype(f"{order}{'i' if kind.get_sign() == h5t.SGN_2 else 'u'}{size}")
 
 
 def _find_string(kind: Any) -> np.dtype[Any] | str:
