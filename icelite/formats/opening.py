@@ -315,6 +315,9 @@ def _load(
     if not wanted:
         return xr.Dataset()
     loaded = _decode(group, wanted, registry, decode_times)
+    for variable in loaded.variables.values():
+        if {"_FillValue", "missing_value"} <= variable.encoding.keys():  # both are NaN now, and xarray writes only one
+            del variable.encoding["missing_value"]
     return (
         loaded[sorted(wanted)]
         .reset_coords(drop=False)
@@ -335,6 +338,8 @@ def _decode(
     store = ManifestStore(ManifestGroup(arrays=arrays, attributes={}), registry=registry)
     with xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None, decode_cf=False) as referenced:
         raw = referenced.assign({name: copied.variable for name, copied in group.copied.items() if name in wanted})
+        for name in raw.variables:
+            raw.variables[name].attrs.update(group.packing.get(str(name), {}))
         try:
             return xr.decode_cf(raw, decode_times=decode_times is not False).load()
         except ValueError:
