@@ -119,7 +119,6 @@ def strings(file: Any, _: Path) -> None:
     file["fixed"] = np.array([b"a", b"bcdef"])
     file["variable"] = ["x", "", "zzz\u00e9"]
     file["one"] = "hello"
-    file["fixed"].attrs["_FillValue"] = np.bytes_(b"a")
 
 
 def kinds(file: Any, _: Path) -> None:
@@ -158,8 +157,71 @@ def groups(file: Any, _: Path) -> None:
     put(file, "a/b/lzf", compression="lzf")
 
 
-def lists(file: Any, _: Path) -> None:
+def unstorable(file: Any, _: Path) -> None:
+    """What Zarr has no type for, beside something that it has; attributes as well."""
+    file["values"] = np.arange(3)
     file.create_dataset("lists", shape=(3,), dtype=h5py.vlen_dtype("i4"))
+    file.create_dataset("references", data=[file["values"].ref], dtype=h5py.ref_dtype)
+    file["arrays"] = np.zeros(2, np.dtype([("a", "i4"), ("b", "f4", (3,))]))
+    attributes = {"reference": file["values"].ref, "record": np.zeros(1, [("a", "i4")]), "complex": 1j}
+    for node in (file, file["values"]):
+        node.attrs.update(attributes)
+
+
+def low(file: Any, name: str, kind: Any, values: Any, *filters: str, chunks: int = 0, compact: bool = False) -> None:
+    """A dataset that h5py does not write by itself: of a type, in an order of filters, in the object's header."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if compact:
+        plist.set_layout(h5py.h5d.COMPACT)
+    if chunks:
+        plist.set_chunk((chunks,))
+    for each in filters:
+        getattr(plist, f"set_{each}")(*((4,) if each == "deflate" else ()))
+    space = h5py.h5s.create_simple(values.shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, plist)
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values))
+
+
+def matlab(file: Any, _: Path) -> None:
+    """As ``save -v7.3`` writes: small arrays compact, others chunked; dimensions without scales."""
+    low(file, "small", h5py.h5t.IEEE_F64LE, np.arange(1.0, 6.0), compact=True)
+    put(file, "large", VALUES, compression="gzip")
+    for name in ("small", "large"):
+        file[name].attrs["MATLAB_class"] = np.bytes_(b"double")
+
+
+def odd_types(file: Any, _: Path) -> None:
+    short = h5py.h5t.STD_I16LE.copy()
+    short.set_precision(12)
+    low(file, "bits", short, np.array([-1, 5, -2000], "i2"))
+    brain = h5py.h5t.IEEE_F32LE.copy()
+    brain.set_fields(15, 7, 8, 0, 7)
+    brain.set_size(2)
+    brain.set_ebias(127)
+    low(file, "bfloat16", brain, np.array([-1, 2, 70144], "f4"))
+    blanks = h5py.h5t.C_S1.copy()
+    blanks.set_size(5)
+    blanks.set_strpad(h5py.h5t.STR_SPACEPAD)
+    file["padded"] = np.zeros(2, np.dtype([("x", "i1"), ("y", "f8")], align=True))
+    low(file, "blanks", blanks, np.array([b"abc", b"d"], "S5"))
+
+
+def odd_filters(file: Any, _: Path) -> None:
+    numbers, kind = np.arange(1000, dtype="i4"), h5py.h5t.STD_I32LE
+    low(file, "backwards", kind, numbers, "deflate", "shuffle", chunks=400)
+    low(file, "twice", kind, numbers, "deflate", "deflate", chunks=400)
+    low(file, "checked_first", kind, numbers, "fletcher32", "deflate", chunks=400)
+
+
+def bare_chunks(file: Any, _: Path) -> None:
+    """Of three chunks the middle one is stored without filters, as HDF5 does where they save nothing."""
+    put(file, "masked", np.arange(1200, dtype="i4"), (400,), compression="gzip", shuffle=True)
+    file["masked"].id.write_direct_chunk((400,), np.arange(400, dtype="i4").tobytes(), filter_mask=3)
+
+
+def array_elements(file: Any, _: Path) -> None:
+    dataset = file.create_dataset("arrays", shape=(4,), dtype=np.dtype(("f4", (3,))))
+    dataset[...] = np.arange(12, dtype="f4").reshape(4, 3)
 
 
 def write_netcdf(folder: Path, form: str = "NETCDF4") -> Path:
@@ -420,7 +482,12 @@ SAMPLES = [
     Sample("HDF5", "unlimited, empty, unwritten", partial(write_hdf5, unlimited), by_h5py),
     Sample("HDF5", "values in other files", partial(write_hdf5, elsewhere), by_h5py),
     Sample("HDF5", "groups", partial(write_hdf5, groups), by_h5py, tree=True),
-    Sample("HDF5", "lists of variable length", partial(write_hdf5, lists), by_h5py),
+    Sample("HDF5", "what Zarr cannot store", partial(write_hdf5, unstorable), by_h5py),
+    Sample("HDF5", "integers of 12 bits, bfloat16, records, text", partial(write_hdf5, odd_types), by_h5py),
+    Sample("HDF5", "filters in other orders", partial(write_hdf5, odd_filters), by_h5py),
+    Sample("HDF5", "a chunk without its filters", partial(write_hdf5, bare_chunks), by_h5py),
+    Sample("HDF5", "elements that are arrays", partial(write_hdf5, array_elements), by_h5py),
+    Sample("HDF5", "MATLAB 7.3", partial(write_hdf5, matlab, userblock_size=512), by_h5py),
     Sample("netCDF3", "cubed-sphere mesh (CDF-1)", partial(of_package, "iris_sample_data", "mesh*.nc"), by_xarray),
     Sample("netCDF3", "space weather (CDF-2)", partial(of_package, "iris_sample_data", "space*.nc"), by_xarray),
     Sample("netCDF3", "records, packed (CDF-1)", partial(write_netcdf, form="NETCDF3_CLASSIC"), by_xarray),
@@ -501,7 +568,7 @@ def measure(sample: Sample, folder: Path) -> tuple[str, str, str]:
     except IceliteError as error:
         assert not session.has_uncommitted_changes
         return parser, "", str(error).replace(path.as_uri(), path.name)
-    to_icelite(tree, session.store)
+    summary = to_icelite(tree, session.store)
     session.commit("sample")
     skipped = tree.dataset.encoding["icelite_skipped"]
     with xr.open_datatree(folder / "catalog.icelite", engine="icelite") as opened:
@@ -509,8 +576,26 @@ def measure(sample: Sample, folder: Path) -> tuple[str, str, str]:
         differs = differences(opened, expected)
     copied = tree.dataset.encoding["icelite_copied"]
     result = f"differs: {', '.join(differs)}" if differs else "equal"
+    result += f" ({summary.references} references, {copied_bytes(tree, summary.copied)} bytes copied)"
     result += f"; copied, because {reasons(copied)}" if copied else ""
     return parser, codecs_of(tree), result + (f"; left out, because {reasons(skipped)}" if skipped else "")
+
+
+def copied_bytes(tree: xr.DataTree, chunks: Mapping[str, int]) -> int:
+    """Bytes of the variables that are copied, and of single chunks of others; decoded, and text as letters."""
+    total = 0
+    for path in [*tree.dataset.encoding["icelite_copied"], *chunks]:
+        variable = tree[path].variable
+        if path in chunks:
+            unit = variable._data.metadata.chunk_grid.chunk_shape
+            total += chunks[path] * int(np.prod(unit)) * variable.dtype.itemsize
+        elif hasattr(variable._data, "manifest"):
+            total += sum(len(data) for data in getattr(variable._data.manifest, "_inlined", {}).values())
+        elif variable.dtype.hasobject:
+            total += sum(len(str(text).encode()) for text in variable.values.ravel())
+        else:
+            total += variable.nbytes
+    return total
 
 
 def reasons(named: Mapping[str, str]) -> str:

@@ -207,7 +207,7 @@ def test_filters_are_undone_in_their_order(
     session = Repository.create(folder / "a.icelite").writable_session("main")
     summary = to_icelite(dataset, session.store)
     assert xr.open_dataset(session.store, engine="icelite").v.values.tolist() == values.tolist()
-    assert not list(dataset.encoding["icelite_copied"]) == referenced
+    assert list(dataset.encoding["icelite_copied"]) == ([] if referenced else ["v"])
     if referenced:
         assert summary.copied == ({"v": 1} if bare and reach == 1000 else {})
         assert summary.references == 3 - sum(summary.copied.values())
