@@ -46,7 +46,7 @@ def _parse_directory(
     source: SourceFile, opened: zarr.Group, path: str, dropped: Collection[str], whole_tree: bool
 ) -> ParsedGroup:
     parser = parsers.ZarrParser(group=path or None, skip_variables=dropped)
-    parsed = _corrected(source, ParsedGroup.of_store(parser(source.url, source.stores)), opened)
+    parsed = _corrected(source, ParsedGroup.of_store(parser(source.url, source.directory_stores)), opened)
     for name, below in opened.groups() if whole_tree else ():
         if name not in parsed.groups:  # VirtualiZarr 2.5 stays in one group
             parsed.groups[name] = _parse_directory(source, below, f"{path}/{name}".lstrip("/"), dropped, whole_tree)
@@ -56,7 +56,7 @@ def _parse_directory(
 def _opened_directory(source: SourceFile, group: str) -> zarr.Group:
     if source.path is not None:
         return zarr.open_group(source.path, path=group, mode="r", use_consolidated=False)
-    store, key = source.stores.resolve(source.url)
+    store, key = source.directory_stores.resolve(source.url)
     place = zarr.storage.ObjectStore(store, read_only=True)
     return zarr.open_group(place, path=f"{key}/{group}".rstrip("/"), mode="r", use_consolidated=False)
 
