@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 
 from icelite.budget import MAX_GENERATED
-from icelite.catalog.drafts import remove_unused
 from icelite.errors import (
     AlreadyExistsError,
     ErrorKind,
     IceliteError,
     InvalidInputError,
     ReadOnlyError,
-    RepositoryNotFoundError,
 )
 from icelite.kerchunk.documents import GROUP_DOCUMENTS, Documents, common_kind, missing_codecs, rejected
 from icelite.kerchunk.reading import ReferenceFile, References, read_references
@@ -32,7 +30,9 @@ from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, positions
 from icelite.keys import DOCUMENTS, ancestors, check_path, join
 from icelite.metadata import array_info
 from icelite.repository import Repository
+from icelite.repository.opening import open_or_make
 from icelite.session import Session
+from icelite.storage import as_storage
 from icelite.store import IceliteStore
 from icelite.types import Location, Progress, SourceStamp
 
@@ -109,6 +109,12 @@ def import_kerchunk(
         return session.commit(message or f"Import {found.references.count} chunks from {origin}", metadata)
 
 
+def _opened(repository: Repository | str | os.PathLike[str]) -> contextlib.AbstractContextManager[Repository]:
+    if isinstance(repository, Repository):
+        return contextlib.nullcontext(repository)
+    return open_or_make(as_storage(repository))
+
+
 def _name(url: str) -> str:
     """The last part of a path or URL, without what may be a signature."""
     return Path(url.partition("?")[0] if "://" in url else url).name
@@ -157,30 +163,6 @@ def write_references(
     found = read_references(references, root, storage_options, max_generated)
     _write(found, store, group, overwrite, validate_containers, progress)
     return found.references.count
-
-
-@contextlib.contextmanager
-def _opened(repository: Repository | str | os.PathLike[str]) -> Iterator[Repository]:
-    """The repository; one that had to be made is removed again when the block fails and nobody else wrote to it."""
-    if isinstance(repository, Repository):
-        yield repository
-        return
-    made = False
-    try:
-        repo = Repository.open(repository)
-    except RepositoryNotFoundError:
-        try:
-            repo, made = Repository.create(repository), True
-        except AlreadyExistsError:  # another process was quicker
-            repo = Repository.open(repository)
-    try:
-        yield repo
-    except BaseException:
-        repo.close()
-        if made:
-            remove_unused(repo.storage)
-        raise
-    repo.close()
 
 
 def _write(
