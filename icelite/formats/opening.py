@@ -14,7 +14,7 @@ import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.detect import Format, find_format, format_of_name
-from icelite.formats.parsed import INSPECTED, Inspection, ParsedGroup, check_unchanged, descend
+from icelite.formats.parsed import INSPECTED, OWN_COORDINATES, Inspection, ParsedGroup, check_unchanged, descend
 from icelite.formats.source import Registry, SourceFile, describe
 
 if TYPE_CHECKING:
@@ -135,11 +135,19 @@ def open_virtual_tree(
     with _library_errors(source):
         for path, node in parsed.walk():
             names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
-            datasets[path or "/"] = _build_dataset(node, source.stores, names, decode_times)
+            dataset = _build_dataset(node, source.stores, names, decode_times)
+            dataset.encoding[OWN_COORDINATES] = [str(name) for name in dataset.coords]  # a tree drops inherited ones
+            datasets[path or "/"] = dataset
             copies |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.reasons.items()}
     check_unchanged(source, stamp)
     datasets["/"] = _with_record(datasets["/"], source, stamp, copies, parsed)
-    return xr.DataTree.from_dict(datasets)
+    try:
+        return xr.DataTree.from_dict(datasets)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{source.url!r} has groups that do not fit into one tree: {describe(error)}; open one at a time (group=)",
+            ErrorKind.INVALID_ARGUMENT,
+        ) from error
 
 
 def _parse(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
 
 
+OWN_COORDINATES = "icelite_coordinates"  # key of a dataset's encoding: names of those that its group has itself
 INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `Inspection`
 
 

@@ -15,7 +15,9 @@ import xarray as xr
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from icelite.formats import open_virtual
+import icelite
+from icelite.errors import ErrorKind, InvalidInputError
+from icelite.formats import open_virtual, open_virtual_tree
 from icelite.repository import Repository
 from icelite.virtualizarr import to_icelite
 
@@ -278,3 +280,169 @@ def leave_borders_bare(plist: Any) -> None:
     library = ctypes.CDLL(h5p.__file__)
     library.H5Pset_chunk_opts.argtypes = [ctypes.c_int64, ctypes.c_uint]
     library.H5Pset_chunk_opts(plist.id, 2)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the HDF5 files that are opened from now on."""
+    names: list[str] = []
+    actual = h5py.File.__init__
+
+    def count(self: Any, name: Any, *args: Any, **options: Any) -> None:
+        if isinstance(name, str):  # or the file of an object, which is open
+            names.append(name)
+        actual(self, name, *args, **options)
+
+    monkeypatch.setattr(h5py.File, "__init__", count)
+    return names
+
+
+def test_a_local_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("v", data=np.arange(100), chunks=(10,), compression="gzip").attrs["scale_factor"] = 0.5
+        plist = h5p.create(h5p.DATASET_CREATE)
+        plist.set_layout(h5d.COMPACT)
+        create(file, "small", h5t.STD_I32LE, (3,), plist)[...] = 7
+    names = opened(monkeypatch)
+    icelite.virtualize(str(path), str(folder / "a.icelite"))
+    assert names == [str(path)]
+
+
+@pytest.mark.parametrize("how", [{}, {"locking": False}, {"mode": "r+"}])
+def test_a_file_that_is_open_in_this_process_is_searched_too(folder: Path, how: dict[str, Any]) -> None:
+    path, values = folder / "a.h5", np.arange(40, dtype="i4")
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("v", data=values, chunks=(10,), shuffle=True)
+        dataset.id.write_direct_chunk((10,), values[10:20].tobytes(), filter_mask=1)
+    from_other = virtual_of_another_parser(path)
+    with h5py.File(path, **how):
+        for dataset in (open_virtual(path), from_other):
+            session = Repository.create(folder / f"{next(counter)}.icelite").writable_session("main")
+            summary = to_icelite(dataset, session.store)
+            assert (summary.copied, summary.unchecked) == ({"v": 1}, {})
+            assert xr.open_dataset(session.store, engine="icelite").v.values.tolist() == values.tolist()
+
+
+def virtual_of_another_parser(path: Path) -> xr.Dataset:
+    """As VirtualiZarr has a file, which knows nothing of icelite."""
+    from obspec_utils.registry import ObjectStoreRegistry
+    from obstore.store import LocalStore
+    from virtualizarr import open_virtual_dataset
+    from virtualizarr.parsers import HDFParser
+
+    registry = ObjectStoreRegistry({"file:///": LocalStore()})
+    dataset: xr.Dataset = open_virtual_dataset(path.as_uri(), registry, HDFParser(), loadable_variables=[])
+    return dataset
+
+
+def test_what_other_parsers_misread_is_copied(folder: Path) -> None:
+    """Values of types and filters that are not recognised, and compact ones, in datasets of VirtualiZarr."""
+    path = folder / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["plain"] = np.arange(10)
+        contiguous, filtered = h5p.create(h5p.DATASET_CREATE), h5p.create(h5p.DATASET_CREATE)
+        filtered.set_chunk((4,))
+        filtered.set_deflate(4)
+        compact = h5p.create(h5p.DATASET_CREATE)
+        compact.set_layout(h5d.COMPACT)
+        for name in ("12 of 16 bits", "from bit 4"):
+            for how, plist in (("contiguous", contiguous), ("filtered", filtered)):
+                write_raw(create(file, f"{name} {how}", COPIED[name], (10,), plist), COPIED[name],
+                          raw_values(COPIED[name], (10,), 0))  # fmt: skip
+        create(file, "compact", h5t.STD_I32LE, (10,), compact)[...] = 7
+    session = Repository.create(folder / "a.icelite").writable_session("main")
+    to_icelite(virtual_of_another_parser(path), session.store)
+    found = xr.open_dataset(session.store, engine="icelite").load()
+    for name, values in expected_of(path).items():
+        assert_same(found[name].values, values)
+
+
+def test_what_other_parsers_misread_and_cannot_be_copied_is_refused(folder: Path) -> None:
+    """Zarr's codecs cannot write what HDF5 shuffles after compression."""
+    path = folder / "a.h5"
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_chunk((4,))
+    FILTERS["deflate"](plist)
+    FILTERS["shuffle"](plist)
+    with h5py.File(path, "w") as file:
+        create(file, "v", h5t.STD_I32LE, (10,), plist)[...] = np.arange(10)
+    session = Repository.create(folder / "a.icelite").writable_session("main")
+    with pytest.raises(InvalidInputError, match=r"'v', chunk \(0,\): .* in this order, and cannot be copied"):
+        to_icelite(virtual_of_another_parser(path), session.store)
+    assert not session.has_uncommitted_changes
+
+
+NAMES = ["back\\slash", "zarr.json", ".zgroup", "new\nline", "caf\u00e9", "a b", "100%", "...", "\u00a0", "tab\t"]
+
+
+def test_names_that_zarr_cannot_hold_are_written_as_in_a_url(folder: Path) -> None:
+    path = folder / "a.h5"
+    with h5py.File(path, "w") as file:
+        for number, name in enumerate(NAMES):
+            file[name] = np.full(3, number)
+            file.create_group(f"g {name}")["v"] = np.full(2, number)
+    with pytest.warns(UserWarning, match=r"'zarr\.json' of .* is called 'zarr%2Ejson'"):
+        tree = open_virtual_tree(path)
+    session = Repository.create(folder / "a.icelite").writable_session("main")
+    to_icelite(tree, session.store)
+    session.commit("names")
+    read = xr.open_datatree(folder / "a.icelite", engine="icelite")
+    found = sorted(int(variable.values[0]) for variable in read.dataset.data_vars.values())
+    assert found == list(range(len(NAMES)))
+    assert sorted(int(below["v"].values[0]) for below in read.children.values()) == found
+
+
+def test_attributes_without_a_json_form_are_dropped(folder: Path) -> None:
+    path = folder / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["v"] = np.arange(3)
+        for node in (file, file["v"]):
+            node.attrs["reference"], node.attrs["complex"] = file["v"].ref, 1j
+            node.attrs["record"], node.attrs["kept"] = np.zeros(1, [("a", "i4")]), [1, 2]
+    with pytest.warns(UserWarning, match="attributes of '/v' .* are dropped: .*reference.*") as caught:
+        dataset = open_virtual(path)
+    assert len(caught) == 2
+    assert np.array_equal(dataset.attrs["kept"], [1, 2])
+    assert set(dataset.v.attrs) == set(dataset.attrs) == {"kept"}
+
+
+def test_a_group_of_two_names_is_read_once(folder: Path) -> None:
+    """Links in a circle do not hang, and a chain of double links does not explode."""
+    path = folder / "a.h5"
+    with h5py.File(path, "w") as file:
+        below = file
+        for _ in range(40):
+            below = below.create_group("a")
+            below.parent["b"] = below
+        below["up"] = file
+        file["gone"] = h5py.SoftLink("/nowhere")
+    with pytest.warns(UserWarning, match="it is another name of the group"):
+        tree = open_virtual_tree(path)
+    assert len(list(tree.subtree)) == 41
+
+
+def test_coordinates_that_a_group_shares_with_its_parent_are_written(folder: Path) -> None:
+    path = folder / "a.nc"
+    with netCDF4.Dataset(path, "w") as file:
+        for group in (file, file.createGroup("g")):
+            group.createDimension("x", 3)
+            group.createVariable("x", "f8", ("x",))[:] = [1, 2, 3]
+            group.createVariable("v", "f4", ("x",))[:] = 1
+    session = Repository.create(folder / "a.icelite").writable_session("main")
+    to_icelite(open_virtual_tree(path), session.store)
+    session.commit("both")
+    for group in (None, "g"):
+        with xr.open_dataset(path, group=group) as expected:
+            xr.testing.assert_identical(xr.open_dataset(folder / "a.icelite", group=group).load(), expected.load())
+
+
+def test_groups_that_do_not_fit_into_a_tree_are_named(folder: Path) -> None:
+    path = folder / "a.nc"
+    with netCDF4.Dataset(path, "w") as file:
+        for size, group in ((3, file), (4, file.createGroup("g"))):
+            group.createDimension("x", size)
+            group.createVariable("v", "f4", ("x",))[:] = 1
+    with pytest.raises(InvalidInputError, match=r"a\.nc' has groups that do not fit into one tree: .*group=") as error:
+        open_virtual_tree(path)
+    assert error.value.kind == ErrorKind.INVALID_ARGUMENT
+    assert open_virtual(path, group="g").sizes == {"x": 4}
