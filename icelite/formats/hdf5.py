@@ -18,7 +18,7 @@ from h5py import h5d
 from icelite.formats.hdf5_attributes import Attributes
 from icelite.formats.hdf5_dimensions import PREFIX, Group, Survey, is_dimension_only
 from icelite.formats.hdf5_files import find_problem_elsewhere, open_hdf5, reopened
-from icelite.formats.hdf5_layout import Layout, describe_filter, filters_of, find_layout
+from icelite.formats.hdf5_layout import DatasetLayout, describe_filter, filters_of, find_layout
 from icelite.formats.manifests import is_fill_value, json_attributes, packing_attributes
 from icelite.formats.names import stored_name
 from icelite.formats.packing import FILL_TEXT, fill_text
@@ -90,15 +90,15 @@ class _Parsing:
         path = f"{group.path}/{name}"
         plain = self._name(name.removeprefix(PREFIX), (*parsed.arrays, *parsed.copied, *parsed.groups))
         attributes = self._attributes(path, Attributes(dataset))
-        layout: Layout | str = "it is in another file (an external link)"
+        layout: DatasetLayout | str = "it is in another file (an external link)"
         if dataset.file.filename == self._file.filename:
             layout = find_layout(path.lstrip("/"), dataset)
         fill = attributes.get("_FillValue")
-        if isinstance(layout, Layout) and fill is not None and not _is_fill(fill, layout.dtype):
+        if isinstance(layout, DatasetLayout) and fill is not None and not _is_fill(fill, layout.dtype):
             layout = "its _FillValue is no value of its type, which Zarr has no form for"
         dims, shape = self._survey.names(group, name), self._survey.sizes(group, name)
         dims = tuple(stored_name(dim, ()) for dim in dims)
-        if isinstance(layout, Layout):
+        if isinstance(layout, DatasetLayout):
             inner = layout.shape[len(shape) :]
             dims += tuple(f"{plain}_{index}" for index in range(len(inner)))
             parsed.arrays[plain] = layout.build(

@@ -44,7 +44,7 @@ Filter = tuple[int, tuple[int, ...]]  # number and settings
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class DatasetLayout:
     """A dataset that was recognised in full.
 
     Attributes
@@ -98,7 +98,7 @@ class Layout:
         return (self.offsets[0], self.lengths[0]) if self.where is None else (self.offsets, self.lengths)
 
 
-def find_layout(path: str, dataset: h5py.Dataset) -> Layout | str:
+def find_layout(path: str, dataset: h5py.Dataset) -> DatasetLayout | str:
     """The layout of a dataset at a path of its file, or why its bytes cannot be referenced."""
     space = dataset.id.get_space()
     if space.get_simple_extent_type() == h5s.NULL:
@@ -257,17 +257,17 @@ def _find_codec(number: int, settings: tuple[int, ...], size: int) -> dict[str, 
 
 def _find_chunks(
     path: str, dataset: h5py.Dataset, plist: Any, shape: tuple[int, ...], dtype: np.dtype[Any], codecs: list[Any]
-) -> Layout | str:
+) -> DatasetLayout | str:
     fill = _fill_value(plist, dtype)
     nothing = np.empty(0, np.int64)
     if plist.get_layout() == h5d.CONTIGUOUS:
         offset, length = dataset.id.get_offset(), math.prod(shape) * dtype.itemsize
         chunks = tuple(max(size, 1) for size in shape)
         if offset is None or not dataset.id.get_storage_size():
-            return Layout(shape, chunks, dtype, fill, codecs, None, nothing, nothing)
+            return DatasetLayout(shape, chunks, dtype, fill, codecs, None, nothing, nothing)
         if dataset.id.get_storage_size() != length:
             return f"it has {dataset.id.get_storage_size()} bytes where {length} are expected"
-        return Layout(shape, chunks, dtype, fill, codecs, None, np.array([offset]), np.array([length]))
+        return DatasetLayout(shape, chunks, dtype, fill, codecs, None, np.array([offset]), np.array([length]))
     stored: list[Any] = []
     dataset.id.chunk_iter(stored.append)
     unit = plist.get_chunk()
@@ -281,7 +281,7 @@ def _find_chunks(
     lengths = np.fromiter((chunk.size for chunk in stored), np.int64, count)
     if chunks != unit:
         lengths[:] = math.prod(chunks) * dtype.itemsize
-    return Layout(shape, chunks, dtype, fill, codecs, where, offsets, lengths, gaps)
+    return DatasetLayout(shape, chunks, dtype, fill, codecs, where, offsets, lengths, gaps)
 
 
 def _trimmed(unit: tuple[int, ...], shape: tuple[int, ...], filtered: bool) -> tuple[int, ...]:
@@ -303,7 +303,7 @@ def _fill_value(plist: Any, dtype: np.dtype[Any]) -> Any:
     return value[()].item() if dtype.names is None else value[()]
 
 
-def _with_inner(layout: Layout) -> Layout | str:
+def _with_inner(layout: DatasetLayout) -> DatasetLayout | str:
     """The layout of elements that are arrays, whose dimensions become the last ones of the Zarr array."""
     inner = layout.dtype.shape
     if not inner:
@@ -313,7 +313,7 @@ def _with_inner(layout: Layout) -> Layout | str:
     where = layout.where
     if where is not None:
         where = np.concatenate([where, np.zeros((len(where), len(inner)), np.int64)], axis=1)
-    return Layout(
+    return DatasetLayout(
         (*layout.shape, *inner),
         (*layout.chunks, *inner),
         layout.dtype.base,

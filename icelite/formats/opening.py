@@ -14,7 +14,7 @@ import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.detect import Format, find_format, format_of_name
-from icelite.formats.parsed import INSPECTED, OWN_COORDINATES, Inspection, ParsedGroup, check_unchanged, descend
+from icelite.formats.parsed import INSPECTED, OWN_COORDINATES, FileInspection, ParsedGroup, check_unchanged, descend
 from icelite.formats.source import Registry, SourceFile, describe
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _with_record(
     }
     if parsed.inspected:
         gaps = {at: gap for _, node in nodes for at, gap in node.unfiltered.items()}
-        dataset.encoding[INSPECTED] = {source.url: Inspection(unfiltered=gaps)}
+        dataset.encoding[INSPECTED] = {source.url: FileInspection(unfiltered=gaps)}
     return dataset
 
 

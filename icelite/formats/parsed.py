@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 OWN_COORDINATES = "icelite_coordinates"  # key of a dataset's encoding: names of those that its group has itself
-INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `Inspection`
+INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `FileInspection`
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class FileInspection:
     """One file's contents that no reference shows, as they were when it was parsed.
 
     Attributes
