@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icelite.errors import InvalidInputError
@@ -245,6 +245,78 @@ def test_parts_of_a_fits_file_with_the_same_name(tmp_path: Path) -> None:
     dataset = stored(tmp_path / "a.fits")
     np.testing.assert_array_equal(dataset["SCI"].values, VALUES)
     np.testing.assert_array_equal(dataset["SCI_2"].values, VALUES + 1)
+
+
+def columns(count: int, lengths: list[int]) -> list[Any]:
+    """Columns of vectors, of variable length, and plain ones."""
+    rows = np.empty(count, object)
+    rows[:] = [np.arange(length, dtype="f8") + 0.5 for length in lengths]
+    counts = np.empty(count, object)
+    counts[:] = [np.arange(length, dtype="i4") + 1 for length in lengths]
+    return [
+        fits.Column("plain", "J", array=np.arange(count)),
+        fits.Column("vector", "6E", dim="(3,2)", unit="m", array=np.arange(count * 6.0).reshape(count, 2, 3)),
+        fits.Column("flags", "3L", array=np.arange(count * 3).reshape(count, 3) % 2 == 0),
+        fits.Column("floats", "QD()", array=rows),
+        fits.Column("counts", "PJ()", array=counts),
+        fits.Column("text", "PA()", array=["x" * length for length in lengths]),
+    ]
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_columns_that_are_no_single_values(lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("fits") / "a.fits"
+    table = fits.BinTableHDU.from_columns(columns(len(lengths), lengths), name="T")
+    fits.HDUList([fits.PrimaryHDU(VALUES), table]).writeto(path)
+    dataset = stored(path)
+    assert dataset["PRIMARY"].shape == VALUES.shape
+    with fits.open(path) as parts:
+        for name in ("plain", "vector", "flags"):
+            np.testing.assert_array_equal(dataset[f"T_{name}"], parts["T"].data[name])
+        for name in ("floats", "counts"):
+            np.testing.assert_array_equal(dataset[f"T_{name}_length"], lengths)
+            for row, length in enumerate(lengths):
+                found = dataset[f"T_{name}"].values[row]
+                np.testing.assert_array_equal(found[:length], parts["T"].data[name][row])
+                assert not np.nan_to_num(found[length:]).any()
+    assert list(dataset["T_text"].values) == ["x" * length for length in lengths]
+    assert dataset["T_vector"].attrs["units"] == "m"
+
+
+def test_random_groups(tmp_path: Path) -> None:
+    data = np.arange(24, dtype="f4").reshape(4, 2, 3)
+    groups = fits.GroupData(data, bitpix=-32, parnames=["UU", "VV"], pardata=[np.arange(4.0), np.arange(4.0) + 10])
+    fits.HDUList([fits.GroupsHDU(groups)]).writeto(tmp_path / "a.fits")
+    dataset = stored(tmp_path / "a.fits")
+    np.testing.assert_array_equal(dataset["PRIMARY"], data)
+    np.testing.assert_array_equal(dataset["PRIMARY_VV"], np.arange(4) + 10)
+    assert dataset["PRIMARY"].dims == ("PRIMARY_row", "PRIMARY_1", "PRIMARY_2")
+
+
+@pytest.mark.parametrize(
+    "damage", [(b"TFORM1  = 'J ", b"TFORM1  = '?? "), (b"BITPIX  =                    8", b"BITPIX  =")]
+)
+def test_a_part_that_cannot_be_read_costs_itself_alone(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    table = fits.BinTableHDU.from_columns(columns(2, [1, 2]), name="T")
+    fits.HDUList([fits.PrimaryHDU(VALUES), table]).writeto(tmp_path / "a.fits")
+    before, after = damage
+    data = (tmp_path / "a.fits").read_bytes()
+    assert before in data
+    (tmp_path / "a.fits").write_bytes(data.replace(before, after.ljust(len(before))))
+    with pytest.warns(UserWarning, match="is left out: astropy does not read it"):
+        dataset = open_virtual(tmp_path / "a.fits")
+    assert list(dataset.data_vars) == ["PRIMARY"]
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        open_virtual(tmp_path / "a.fits", on_unreadable="raise")
+
+
+def test_a_scaled_compressed_image_is_read_as_astropy_does(tmp_path: Path) -> None:
+    image = fits.CompImageHDU(np.arange(100, dtype="i2").reshape(10, 10), name="A", compression_type="RICE_1")
+    image.header["BSCALE"], image.header["BZERO"] = 0.5, 3
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "a.fits")
+    with fits.open(tmp_path / "a.fits") as parts:
+        np.testing.assert_array_equal(stored(tmp_path / "a.fits")["A"], parts["A"].data)
 
 
 numbers = st.one_of(st.floats(width=32), st.integers(-(2**31), 2**31 - 1), st.just(np.nan))
