@@ -213,8 +213,8 @@ def _filled(key: str, rows: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, A
 
 
 def _native(values: Any) -> np.ndarray[Any, Any]:
-    values = np.asarray(values)
-    return values.astype(values.dtype.newbyteorder("="))
+    found: np.ndarray[Any, Any] = np.asarray(values)
+    return found.astype(found.dtype.newbyteorder("="))
 
 
 def _column_attributes(part: Any, key: str, attributes: dict[str, Any]) -> dict[str, Any]:

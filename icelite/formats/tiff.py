@@ -63,7 +63,7 @@ class Layout:
     problem: str | None = None
 
     @classmethod
-    def of_page(cls, page: Any, byteorder: str) -> Layout:
+    def of_page(cls, page: Any, byteorder: Any) -> Layout:
         """The layout of a tifffile page."""
         dtype = np.dtype("u1") if page.dtype is None else _dtype(page).newbyteorder(byteorder)
         key = (page.compression, page.predictor, page.chunks, page.planarconfig)
@@ -180,7 +180,8 @@ def _name(value: Any) -> str:
 
 def _dtype(page: Any) -> np.dtype[Any]:
     """Type of a page's values; tifffile has another of the same size for 64-bit integers, which Zarr does not know."""
-    return np.dtype(np.dtype(page.dtype).str)
+    known: np.dtype[Any] = np.dtype(np.dtype(page.dtype).str)
+    return known
 
 
 def _find_problem(page: Any) -> str | None:

@@ -45,6 +45,7 @@ OLD = sys.version_info < (3, 12)
 VALUES = (np.add.outer(np.arange(230) * 7, np.arange(170) * 3) % 60_000).astype("f4")
 RGB = np.stack([VALUES % 255, VALUES % 13, VALUES % 77], axis=-1).astype("u1")
 PAGES = np.stack([VALUES, VALUES + 1]).astype(">u2")
+PLANES = {"planarconfig": "separate", "photometric": "minisblack", "metadata": None}
 TILED = {"tile": (64, 64), "compression": "zlib"}
 Expected = Mapping[str, Any]
 
@@ -352,6 +353,30 @@ def write_tables(folder: Path) -> Path:
     return write_fits(folder, fits.BinTableHDU(rows, name="TABLE"), fits.CompImageHDU(VALUES, name="PACKED"))
 
 
+def write_vectors(folder: Path) -> Path:
+    rows = np.empty(3, object)
+    rows[:] = [np.arange(2.0), np.arange(0.0), np.arange(5.0)]
+    columns = [
+        fits.Column("vector", "6E", dim="(3,2)", array=np.arange(18.0).reshape(3, 2, 3)),
+        fits.Column("lists", "PD()", array=rows),
+    ]
+    return write_fits(folder, fits.BinTableHDU.from_columns(columns, name="T"))
+
+
+def write_groups(folder: Path) -> Path:
+    data = np.arange(24, dtype="f4").reshape(4, 2, 3)
+    groups = fits.GroupData(data, bitpix=-32, parnames=["UU", "VV"], pardata=[np.arange(4.0), np.arange(4.0) + 10])
+    fits.HDUList([fits.GroupsHDU(groups)]).writeto(folder / "data.fits")
+    return folder / "data.fits"
+
+
+def write_scaled(folder: Path) -> Path:
+    text = '<GDALMetadata><Item name="SCALE" sample="1" role="scale">0.5</Item></GDALMetadata>'
+    return write_tiff(
+        folder, np.stack([VALUES, VALUES]).astype("u2"), extratags=[(42112, "s", 0, text, True)], **PLANES
+    )
+
+
 def write_zarr(folder: Path, zarr_format: int, **options: Any) -> Path:
     path = folder / "data.zarr"
     group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
@@ -362,6 +387,33 @@ def write_zarr(folder: Path, zarr_format: int, **options: Any) -> Path:
         settings = {"shape": VALUES.shape, "chunks": (50, 60), "dtype": "f4", "fill_value": -1} | names | options
         parent.create_array(name, **settings)[:100] = VALUES[:100]
     return path
+
+
+def write_kinds(folder: Path, zarr_format: int) -> Path:
+    """Arrays without names of dimensions, of text, in columns, of the other byte order, and one that is broken."""
+    path = folder / "data.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    group.create_array("square", shape=(4, 4), chunks=(2, 3), dtype="f4", fill_value=-1)[:] = VALUES[:4, :4]
+    group.create_array("big_endian", shape=(4, 5), chunks=(2, 2), dtype=">i4", fill_value=-1)[:] = VALUES[:4, :5]
+    group.create_array("one", shape=(), dtype="f8")[...] = 7
+    group.create_array("text", shape=(3,), chunks=(2,), dtype=str)[:] = np.array(["a", "b\u00e9", "c" * 9], object)
+    if zarr_format == 2:
+        group.create_array("columns", shape=(4, 5), chunks=(2, 2), dtype="f8", order="F", fill_value=-1)[:] = VALUES[
+            :4, :5
+        ]
+        nested = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        group.create_array("nested", shape=(4, 5), chunks=(2, 2), dtype="i2", fill_value=-1, **nested)[:] = VALUES[
+            :4, :5
+        ]
+        group.create_array("fixed", shape=(3,), dtype="<U3")[:] = ["a", "bc", "def"]
+    return path
+
+
+def write_root_array(folder: Path, zarr_format: int) -> Path:
+    options = {"shape": (4, 5), "chunks": (2, 2), "dtype": "f4", "fill_value": -1, "zarr_format": zarr_format}
+    array = zarr.create_array(folder / "data.zarr", **options)
+    array[:] = VALUES[:4, :5]
+    return folder / "data.zarr"
 
 
 def zipped(method: int, folder: Path) -> Path:
@@ -412,6 +464,24 @@ def by_astropy(path: Path) -> Expected:
         return {part.name: part.data for part in parts[1:]}
 
 
+def by_columns(path: Path) -> Expected:
+    with fits.open(path, memmap=False) as parts:
+        lists = np.full((3, 5), np.nan)
+        for row, values in zip(lists, parts["T"].data["lists"], strict=True):
+            row[: len(values)] = values
+        return {"T_vector": parts["T"].data["vector"], "T_lists": lists, "T_lists_length": np.array([2, 0, 5])}
+
+
+def by_groups(path: Path) -> Expected:
+    with fits.open(path, memmap=False) as parts:
+        data = parts[0].data
+        return {"PRIMARY": data.data, "PRIMARY_UU": data.par("UU"), "PRIMARY_VV": data.par("VV")}
+
+
+def by_scaling(path: Path) -> Expected:
+    return {"band_data": tifffile.imread(path) * np.array([1, 0.5]).reshape(2, 1, 1)}
+
+
 def by_zarr(path: Path) -> Expected:
     store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
     groups = (("", "top"), ("below", "deep"))
@@ -420,6 +490,12 @@ def by_zarr(path: Path) -> Expected:
         for group, name in groups
     }
     return {name: array.values for name, array in opened.items()}
+
+
+def by_zarr_alone(path: Path) -> Expected:
+    node = zarr.open(path, mode="r")
+    arrays = {"data": node} if isinstance(node, zarr.Array) else dict(node.arrays())
+    return {name: np.asarray(array[...]) for name, array in arrays.items()}
 
 
 def by_eccodes(path: Path) -> Expected:
@@ -534,11 +610,19 @@ SAMPLES = [
     tiff("pages, big-endian BigTIFF", values=PAGES, byteorder=">", bigtiff=True, photometric="minisblack", **TILED),
     tiff("WebP", values=RGB, photometric="rgb", compression="webp"),
     tiff("one bit a pixel", values=VALUES > 100),
+    tiff("integers of 64 bits", values=VALUES.astype("i8") + 2**60, rowsperstrip=23, compression="zlib", predictor=2),
+    Sample("GeoTIFF", "bands that differ in scale", write_scaled, by_scaling),
     Sample("FITS", "images: plain, scaled, unsigned, cube", write_images, by_astropy),
     Sample("FITS", "table, compressed image", write_tables, by_astropy),
+    Sample("FITS", "table of vectors and of variable length", write_vectors, by_columns),
+    Sample("FITS", "random groups", write_groups, by_groups),
     Sample("Zarr", "format 2, Blosc", partial(write_zarr, zarr_format=2), by_zarr, tree=True),
     Sample("Zarr", "format 3", partial(write_zarr, zarr_format=3), by_zarr, tree=True),
     Sample("Zarr", "format 3, sharded", partial(write_zarr, zarr_format=3, shards=(100, 120)), by_zarr, tree=True),
+    Sample("Zarr", "format 2, no names of dimensions, text", partial(write_kinds, zarr_format=2), by_zarr_alone),
+    Sample("Zarr", "format 3, no names of dimensions, text", partial(write_kinds, zarr_format=3), by_zarr_alone),
+    Sample("Zarr", "format 2, an array at the root", partial(write_root_array, zarr_format=2), by_zarr_alone),
+    Sample("Zarr", "format 3, an array at the root", partial(write_root_array, zarr_format=3), by_zarr_alone),
     Sample("Zarr", "in a zip file, stored", partial(zipped, zipfile.ZIP_STORED), by_zarr, tree=True),
     Sample("Zarr", "in a zip file, compressed", partial(zipped, zipfile.ZIP_DEFLATED), by_zarr, tree=True),
 ]
