@@ -184,6 +184,9 @@ def _parse(
 
 
 def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
+    if type(parser).__name__ == "DMRPPParser":
+        module = import_module("icelite.formats.dmrpp")
+        return lambda source, stamp, group, dropped, whole_tree: descend(module.parse(source, parser), group, source)
     if not isinstance(parser, str):
         lists = type(parser).__name__ == "ZarrParser"
         return lambda source, stamp, group, dropped, whole_tree: descend(

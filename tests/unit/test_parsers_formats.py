@@ -319,6 +319,25 @@ def test_a_scaled_compressed_image_is_read_as_astropy_does(tmp_path: Path) -> No
         np.testing.assert_array_equal(stored(tmp_path / "a.fits")["A"], parts["A"].data)
 
 
+DMRPP = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<Dataset xmlns="http://xml.opendap.org/ns/DAP/4.0#" xmlns:dmrpp="http://xml.opendap.org/dap/dmrpp/1.0.0#" name="a.bin">
+  <Dimension name="x" size="3"/>
+  <Int32 name="crs"><dmrpp:chunks byteOrder="LE"><dmrpp:chunk offset="4" nBytes="4"/></dmrpp:chunks></Int32>
+  <Int32 name="v"><Dim name="/x"/><dmrpp:chunks byteOrder="LE"><dmrpp:chunkDimensionSizes>3</dmrpp:chunkDimensionSizes>
+    <dmrpp:chunk offset="8" nBytes="12" chunkPositionInArray="[0]"/></dmrpp:chunks></Int32>
+</Dataset>"""
+
+
+def test_scalars_of_dmrpp_keep_their_values(tmp_path: Path) -> None:
+    from virtualizarr.parsers import DMRPPParser
+
+    (tmp_path / "a.bin").write_bytes(np.array([1, 7, 3, 4, 5], "<i4").tobytes())
+    (tmp_path / "a.bin.dmrpp").write_text(DMRPP)
+    dataset = stored(tmp_path / "a.bin.dmrpp", parser=DMRPPParser())
+    assert dataset["crs"].item() == 7
+    assert list(dataset["v"].values) == [3, 4, 5]
+
+
 numbers = st.one_of(st.floats(width=32), st.integers(-(2**31), 2**31 - 1), st.just(np.nan))
 
 
