@@ -1,11 +1,5 @@
-"""From names of files to a snapshot: what `icelite.virtualize` does, step by step.
+"""Many files as one dataset of a repository, over years: what `icelite.virtualize` does.
 
-`inputs` finds the files, `scan` parses them, `agreement` and `order` say whether and how they fit together, `combine`
-makes one dataset of them, `additions` knows what the repository has already, and `steps` puts these in a row.
+`inputs` finds the files, `scan` opens them, `holdings` knows what the repository has already, `layouts` and `fit` say
+whether and how files go together, and `ingestion` puts these in a row.
 """
-
-from icelite.archive.opened import Access, opened
-from icelite.archive.scan import Parsing
-from icelite.archive.steps import Ingestion, VirtualizeSummary
-
-__all__ = ["Access", "Ingestion", "Parsing", "VirtualizeSummary", "opened"]

@@ -21,6 +21,7 @@ from icelite.interrupts import end_with_parent
 from icelite.types import Progress, SourceStamp
 from icelite.virtualizarr.arrays import is_virtual, read_references
 from icelite.virtualizarr.sources import SOURCES_KEY
+from icelite.virtualizarr.values import fetch_with, hash_chunks, read_virtual
 
 COPIED = "icelite_copied"  # key of a dataset's encoding: variables that had to be copied, with the reason
 
@@ -35,6 +36,8 @@ class Parsing:
     reach: Reach = field(default_factory=Reach)
     options: dict[str, Any] = field(default_factory=dict)  # of `open_virtual`
     preprocess: Callable[[xr.Dataset], xr.Dataset] | None = None
+    concat_dim: str | None = None
+    hashed: bool = False  # whether what lacks the dimension will be compared
 
     def open(self, url: str) -> Scanned:
         """Open one file; what is wrong with it is part of the answer."""
@@ -48,20 +51,67 @@ class Parsing:
                 if self.preprocess is not None:
                     dataset = _preprocess(self.preprocess, url, dataset)
                 check_whole(dataset, sources)
+                dataset = self._load_along(dataset)
+                hashes = self._hash(dataset)
             except IceliteError as error:
                 return Scanned(url, problem=error)
             except Exception as error:  # noqa: BLE001  # a parser's, or an object store's: it is about this file
                 return Scanned(url, problem=_unreadable(url, error))
         dataset.encoding = {**dataset.encoding, **record}
-        return Scanned(url, dataset, warned=[(str(w.message), w.category) for w in caught])
+        warned = [(str(w.message), w.category) for w in caught]
+        return Scanned(url, ScannedFile(url, dataset, hashes), warned=warned)
+
+    def _load_along(self, dataset: xr.Dataset) -> xr.Dataset:
+        """The dataset with the single value that places the file along a new dimension."""
+        variable = dataset.variables.get(self.concat_dim)
+        if self.concat_dim is None or variable is None or variable.ndim or not is_virtual(variable):
+            return dataset
+        raw = read_virtual(variable, fetch_with(self.reach.registry))
+        try:
+            loaded = xr.conventions.decode_cf_variable(self.concat_dim, raw)
+        except (ValueError, KeyError, OverflowError):  # a unit of time that only its reader can decode
+            loaded = raw
+        changed = dataset.drop_vars(self.concat_dim).assign_coords({self.concat_dim: loaded})
+        changed.encoding = dataset.encoding
+        return changed
+
+    def _hash(self, dataset: xr.Dataset) -> dict[str, str]:
+        if self.concat_dim is None or not self.hashed:
+            return {}
+        fetch = fetch_with(self.reach.registry)
+        lacking = {
+            str(name): variable
+            for name, variable in dataset.variables.items()
+            if self.concat_dim not in variable.dims and is_virtual(variable)
+        }
+        if self.concat_dim not in dataset.dims:  # it is added to data
+            lacking = {name: variable for name, variable in lacking.items() if name in dataset.coords and variable.ndim}
+        return {name: hash_chunks(variable, fetch) for name, variable in lacking.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedFile:
+    """One file that was opened.
+
+    Attributes
+    ----------
+    dataset
+        Its virtual dataset.
+    hashes
+        By the name of a virtual variable without the dimension of concatenation, the hash of its chunks.
+    """
+
+    url: str
+    dataset: xr.Dataset
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """What came of one file: a dataset, or a problem."""
+    """What came of one file: its dataset, or a problem."""
 
     url: str
-    dataset: xr.Dataset | None = None
+    file: ScannedFile | None = None
     problem: IceliteError | None = None
     warned: list[tuple[str, type[Warning]]] = field(default_factory=list)
 

@@ -7,15 +7,20 @@ on the way leaves the repository as it was, and a catalog that was made for the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, cast
 
 import xarray as xr
 
-from icelite.archive import Access, Ingestion, Parsing, VirtualizeSummary, opened
+from icelite.archive.fit import COMPATS, Compat, Fitting
+from icelite.archive.ingestion import Ingestion, VirtualizeSummary
 from icelite.archive.inputs import Sources
-from icelite.config import RepositoryConfig
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.archive.scan import Parsing
+from icelite.catalog.drafts import remove_unused
+from icelite.config import RepositoryConfig, VirtualChunkContainer, longest_covering, normalize_prefix
+from icelite.credentials import AnyCredential
+from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, RepositoryNotFoundError
 from icelite.interrupts import heard_interrupts
 from icelite.keys import check_path
 from icelite.repository import Repository
@@ -23,6 +28,8 @@ from icelite.storage import StorageConfig, as_storage
 from icelite.types import Progress
 
 __all__ = ["VirtualizeSummary", "virtualize"]
+
+Access: TypeAlias = Mapping[str, AnyCredential | None]
 
 
 def virtualize(
@@ -39,11 +46,12 @@ def virtualize(
     loadable_variables: Iterable[str] | None = None,
     drop_variables: Iterable[str] | None = None,
     decode_times: bool | None = None,
+    compat: Compat = "equals",
+    stack: Iterable[str] | None = None,
     preprocess: Callable[[xr.Dataset], xr.Dataset] | None = None,
     skip_broken: bool = False,
     workers: int | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
-    on_unreadable: Literal["skip", "raise"] = "skip",
     config: RepositoryConfig | None = None,
     authorize_virtual_chunk_access: Access | None = None,
     progress: Progress | None = None,
@@ -75,8 +83,14 @@ def virtualize(
         Of the commit; by default it says what was added.
     source_group
         The group to read in each file.
-    loadable_variables, drop_variables, decode_times, on_unreferenceable, on_unreadable
+    loadable_variables, drop_variables, decode_times, on_unreferenceable
         As for ``open_virtual``. By default coordinates of dimensions are loaded and compared.
+    compat
+        As `xarray.concat` has it, for variables without ``concat_dim``, which are stored once: ``"equals"`` compares
+        their values in all files and with what is stored, ``"identical"`` their attributes too, ``"override"`` takes
+        those of the first file.
+    stack
+        Variables without ``concat_dim`` that get it, such as the time of each model run: every file's value is kept.
     preprocess
         Called with each file's dataset before they are combined; its ``encoding["source"]`` is the URL.
     skip_broken
@@ -104,7 +118,15 @@ def virtualize(
         Somebody else wrote to the same group meanwhile: run it again.
     """
     ingestion = Ingestion(
-        concat_dim, append, check_path(group or ""), branch, message, skip_broken, workers, progress, registry
+        _fitting(concat_dim, compat, stack),
+        append,
+        check_path(group or ""),
+        branch,
+        message,
+        skip_broken,
+        workers,
+        progress,
+        registry,
     )
     parsing = Parsing(
         options={
@@ -114,7 +136,6 @@ def virtualize(
             "drop_variables": None if drop_variables is None else list(drop_variables),
             "decode_times": decode_times,
             "on_unreferenceable": on_unreferenceable,
-            "on_unreadable": on_unreadable,
         },
         preprocess=preprocess,
     )
@@ -127,6 +148,73 @@ def virtualize(
             )
         with heard_interrupts():
             return ingestion.run(sources, repository, parsing)
-    place = as_storage(repository)
-    with heard_interrupts(), opened(place, config, authorize_virtual_chunk_access, create=append is not True) as found:
+    storage, access = as_storage(repository), authorize_virtual_chunk_access
+    with heard_interrupts(), open_or_create(storage, config, access, create=append is not True) as found:
         return ingestion.run(sources, found, parsing)
+
+
+def _fitting(concat_dim: str | None, compat: str, stack: Iterable[str] | None) -> Fitting | None:
+    stacked = frozenset((stack,) if isinstance(stack, str) else stack or ())
+    if compat not in COMPATS:
+        raise InvalidInputError(
+            f"compat must be one of {', '.join(map(repr, COMPATS))}, not {compat!r}", ErrorKind.INVALID_ARGUMENT
+        )
+    if concat_dim is None:
+        if stacked:
+            raise InvalidInputError(
+                f"stack={sorted(stacked)} needs concat_dim=, the dimension to stack along", ErrorKind.INVALID_ARGUMENT
+            )
+        return None
+    return Fitting(concat_dim, cast(Compat, compat), stacked)
+
+
+@contextmanager
+def open_or_create(
+    storage: StorageConfig, config: RepositoryConfig | None, access: Access | None, *, create: bool
+) -> Iterator[Repository]:
+    """The repository of a call, closed afterwards; one that was made for this is removed again after an error.
+
+    Parameters
+    ----------
+    access
+        Buckets and servers in it that ``config`` has no container for get one: who authorises them means to refer to
+        them.
+    create
+        Whether to make it where there is none.
+
+    Raises
+    ------
+    RepositoryNotFoundError, FormatError, StorageError
+        As `Repository.open` and `Repository.create`.
+    """
+    config = _with_containers(config, access)
+    made = False
+    try:
+        repository = Repository.open(storage, config, access)
+    except RepositoryNotFoundError:
+        if not create:
+            raise
+        try:
+            repository, made = Repository.create(storage, config, access), True
+        except AlreadyExistsError:  # another process was quicker
+            repository = Repository.open(storage, config, access)
+    try:
+        yield repository
+    except BaseException:
+        repository.close()
+        if made:
+            remove_unused(storage)
+        raise
+    repository.close()
+
+
+def _with_containers(config: RepositoryConfig | None, access: Access | None) -> RepositoryConfig | None:
+    declared = (config.virtual_chunk_containers if config is not None else None) or {}
+    prefixes = [normalize_prefix(prefix) for prefix in access or {} if not prefix.startswith("file://")]
+    missing = [prefix for prefix in prefixes if longest_covering(declared, prefix) is None]
+    if not missing:
+        return config
+    extended = RepositoryConfig(virtual_chunk_containers=declared)
+    for prefix in missing:
+        extended.set_virtual_chunk_container(VirtualChunkContainer(prefix))
+    return extended if config is None else extended.merge(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -23,6 +23,14 @@ from icelite.cli.output import line, print_json, size, table
 @click.option("--append/--no-append", default=None, help="Insist on appending, or on a new group.")
 @click.option("--drop", multiple=True, metavar="VARIABLE", help="Leave a variable out. May be repeated.")
 @click.option("--load", multiple=True, metavar="VARIABLE", help="Store a variable's values. May be repeated.")
+@click.option(
+    "--compat",
+    type=click.Choice(["equals", "identical", "override"]),
+    default="equals",
+    show_default=True,
+    help="How variables without the dimension must agree; override takes the first file's.",
+)
+@click.option("--stack", multiple=True, metavar="VARIABLE", help="Keep every file's value of it. May be repeated.")
 @click.option("--skip-broken", is_flag=True, help="Leave out files that cannot be read, instead of stopping.")
 @click.option("--no-copy", is_flag=True, help="Stop at chunks that cannot be referenced, instead of copying them.")
 @click.option("--workers", type=int, metavar="N", help="Processes that read files; by default one a core.")
@@ -39,6 +47,8 @@ def virtualize(
     append: bool | None,
     drop: tuple[str, ...],
     load: tuple[str, ...],
+    compat: Literal["equals", "identical", "override"],
+    stack: tuple[str, ...],
     skip_broken: bool,
     no_copy: bool,
     workers: int | None,
@@ -67,6 +77,8 @@ def virtualize(
             append=append,
             drop_variables=list(drop) or None,
             loadable_variables=list(load) or None,
+            compat=compat,
+            stack=list(stack) or None,
             skip_broken=skip_broken,
             on_unreferenceable="raise" if no_copy else "copy",
             workers=workers,

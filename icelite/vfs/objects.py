@@ -6,23 +6,20 @@ bytes are given out belong to the version that was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from icelite.credentials import S3Options
 from icelite.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
-from icelite.retry import Patience
 from icelite.storage import RemotePlace, S3Place, WebPlace
 from icelite.virtual.clients import client_for, run
-from icelite.virtual.s3 import S3Object, library_errors
-from icelite.virtual.source import AnswerError
-from icelite.virtual.web import ATTEMPTS, WebObject, quoted, read_body, version_of
+from icelite.virtual.s3 import S3Object, library_errors, status_of
+from icelite.virtual.web import ATTEMPTS, WebError, WebObject, quoted, read_body, version_of
 
 T = TypeVar("T")
 
-PART = 8 << 20  # of a download
-BROKE_OFF = "broke off while it was read; check the network and try again"
+PART = 1 << 20
 _LOST = (404, 409, 412)  # of a conditional PUT: the object is another one than the condition says
 QUOTED, BARE = "quoted", "bare"  # RFC 9110 wants quotes; Ceph RGW up to 19 refuses every ETag in them
 NOBODYS = '"00000000000000000000000000000000"'
@@ -74,6 +71,39 @@ class UnknownOutcomeError(Exception):
     """A write was sent and no answer came that tells whether it took place; the message says what came."""
 
 
+class CatalogObject(Protocol):
+    """One remote catalog as an object; every method blocks.
+
+    All raise `StorageError` (``io``) when the service cannot be asked or refuses.
+    """
+
+    url: str
+
+    def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
+        """The object if it is up to ``whole_bytes``, else its head; None when it is still ``known``, a strong ETag.
+
+        Raises
+        ------
+        RepositoryNotFoundError
+            ``repository-not-found``.
+        """
+        ...
+
+    def read_range(self, start: int, stop: int, version: str | None) -> bytes:
+        """Exactly the bytes ``[start, stop)`` of a version.
+
+        Raises
+        ------
+        StorageError
+            ``catalog-replaced`` when the object is another one by now.
+        """
+        ...
+
+    def download(self, version: str | None, size: int, file: BinaryIO) -> None:
+        """Write all of a version to a file; raises as `read_range`."""
+        ...
+
+
 def replaced(url: str) -> StorageError:
     """The error for a catalog that is another one than when it was opened."""
     return StorageError(
@@ -92,7 +122,7 @@ def _missing(url: str, answer: str) -> RepositoryNotFoundError:
 
 
 class S3Catalog:
-    """A catalog in a bucket; every method blocks."""
+    """A catalog in a bucket; see `CatalogObject`. It can be written, too."""
 
     def __init__(self, place: S3Place) -> None:
         self.url = place.url
@@ -106,19 +136,15 @@ class S3Catalog:
     def _ask(
         self, method: str, key: str | None = None, *, want: Callable[[int], int] | None = None, **arguments: Any
     ) -> tuple[Any, bytes]:
-        """The response to one request, and as many bytes of its body as are wanted of those announced.
-
-        Raises
-        ------
-        AnswerError
-            For a refusal, no answer, or a body that breaks off.
-        """
-        filesystem = self._object.connect()
-        if key is not None:
-            arguments["Key"] = key
+        """The response to one request, and as many bytes of its body as are wanted of those announced."""
+        filesystem = self._object.client.filesystem()
+        if self.options.requester_pays:
+            arguments["RequestPayer"] = "requester"
 
         async def send() -> tuple[Any, bytes]:
-            response = await self._object.ask(filesystem, method, **arguments)
+            service = await filesystem.set_session()
+            name = self._object.key if key is None else key
+            response = await getattr(service, method)(Bucket=self._object.bucket, Key=name, **arguments)
             if want is None:
                 return response, b""
             body = response["Body"]
@@ -128,38 +154,24 @@ class S3Catalog:
                     parts.append(part)
                     missing -= len(part)
                 return response, b"".join(parts)
-            except library_errors() as error:
-                problem = self._object.problem(error)
             finally:
                 body.close()
-            raise AnswerError(problem)
 
         return run(send())
 
-    def _patience(self) -> Patience:
-        return Patience(self.options.max_attempts or ATTEMPTS)
-
     def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        """The object if it is up to ``whole_bytes``, else its head; None when it is still ``known``, a strong ETag.
-
-        One request, whose body is not read to its end where that is not needed.
-
-        Raises
-        ------
-        RepositoryNotFoundError, StorageError
-            ``repository-not-found``; ``io`` when the service cannot be asked or refuses.
-        """
+        """See `CatalogObject.fetch`: one request, whose body is not read to its end where that is not needed."""
         condition: dict[str, Any] = {} if known is None else {"IfNoneMatch": known}
+        problem, status = "broke off while it was read", None
 
         def want(size: int) -> int:
             return size if size <= whole_bytes else min(size, head_bytes)
 
-        problem, status = BROKE_OFF, None
-        for _ in self._patience().tries():
+        for _ in range(self.options.max_attempts or ATTEMPTS):
             try:
                 response, data = self._ask("get_object", want=want, **condition)
-            except AnswerError as error:
-                problem, status = error.problem, error.status
+            except library_errors() as error:
+                problem, status = self._object.problem(error), status_of(error)
                 break
             size = int(response["ContentLength"])
             if known is not None and response.get("ETag") == known:  # the service heeds no conditions
@@ -173,37 +185,30 @@ class S3Catalog:
         raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
 
     def read_range(self, start: int, stop: int, version: str | None) -> bytes:
-        """Exactly the bytes ``[start, stop)`` of a version.
-
-        Raises
-        ------
-        StorageError
-            ``catalog-replaced`` when the object is another one by now; ``io``.
-        """
+        """See `CatalogObject.read_range`."""
         condition: dict[str, Any] = {} if version is None else {"IfMatch": version}
+        problem, status = "broke off while it was read", None
 
         def want(size: int) -> int:
             return min(size, stop - start)
 
-        problem, status = BROKE_OFF, None
-        for _ in self._patience().tries():
+        for _ in range(self.options.max_attempts or ATTEMPTS):
             try:
                 response, data = self._ask("get_object", want=want, Range=f"bytes={start}-{stop - 1}", **condition)
-            except AnswerError as error:
-                problem, status = error.problem, error.status
+            except library_errors() as error:
+                problem, status = self._object.problem(error), status_of(error)
                 break
             if version is not None and response.get("ETag") != version:
                 raise replaced(self.url)
             if len(data) == stop - start and (response.get("ContentRange") or "").startswith(f"bytes {start}-"):
-                return data
+                return bytes(data)
         if status in (404, 412, 416):
             raise replaced(self.url)
         raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
 
     def download(self, version: str | None, size: int, file: BinaryIO) -> None:
-        """Write all of a version to a file, in parts; raises as `read_range`."""
-        for start in range(0, size, PART):
-            file.write(self.read_range(start, min(start + PART, size), version))
+        """See `CatalogObject.download`."""
+        _download(self.read_range, version, size, file)
 
     def endpoint(self) -> str:
         """Where requests go, by whatever says so: the caller, the environment, or the configuration of the region.
@@ -213,7 +218,16 @@ class S3Catalog:
         StorageError
             ``io``.
         """
-        return self._object.settings().endpoint
+
+        async def ask() -> str:
+            service = await self._object.client.filesystem().set_session()
+            return str(service.meta.endpoint_url)
+
+        try:
+            return run(ask())
+        except library_errors() as error:
+            problem = self._object.problem(error)
+        raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
 
     def write(self, data: bytes, expected: str | None, form: str) -> str:
         """Replace the version ``expected`` (None: there is no object) by new bytes; the new version.
@@ -239,8 +253,8 @@ class S3Catalog:
     def _put(self, key: str | None, data: bytes, condition: dict[str, Any]) -> str:
         try:
             response, _ = self._ask("put_object", key, Body=data, **condition)
-        except AnswerError as error:
-            problem, status = error.problem, error.status
+        except library_errors() as error:
+            problem, status = self._object.problem(error), status_of(error)
         else:
             version = response.get("ETag")
             if not version:
@@ -299,7 +313,7 @@ class S3Catalog:
     def _remove(self, key: str) -> None:
         try:
             self._ask("delete_object", key)
-        except AnswerError:  # not allowed to: an object of 50 bytes stays
+        except library_errors():  # not allowed to: an object of 50 bytes stays
             return
 
 
@@ -309,23 +323,21 @@ def _as(form: str, version: str) -> str:
 
 
 class WebCatalog:
-    """A catalog on a web server; read as an `S3Catalog`, never written."""
+    """A catalog on a web server; see `CatalogObject`."""
 
     def __init__(self, place: WebPlace) -> None:
         self.url = place.url
         target = quoted(place.url) + (f"?{place.query}" if place.query else "")
-        self._object = WebObject(place.url, place.base, target, place.access, place.max_attempts or ATTEMPTS)
+        self._object = WebObject(place.url, place.base, target, place.access.headers, place.max_attempts or ATTEMPTS)
 
     def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        """See `S3Catalog.fetch`: one request, whose body is not read to its end where that is not needed."""
-        return self._translated(lambda: run(self._fetch(self._object.connect(), known, whole_bytes, head_bytes)))
+        """See `CatalogObject.fetch`: one request, whose body is not read to its end where that is not needed."""
+        return self._translated(lambda: run(self._fetch(known, whole_bytes, head_bytes)))
 
-    async def _fetch(
-        self, given: Mapping[str, str], known: str | None, whole_bytes: int, head_bytes: int
-    ) -> Fetched | None:
+    async def _fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
         headers = {} if known is None else {"If-None-Match": known}
-        async for _ in Patience(self._object.attempts).tries_async():
-            async with self._object.ask("GET", given, headers, (200, 304)) as response:
+        for _ in range(self._object.attempts):
+            async with self._object.ask("GET", headers, (200, 304)) as response:
                 version = version_of(response)
                 if response.status == 304 or (known is not None and version == known):
                     return None
@@ -335,44 +347,52 @@ class WebCatalog:
                 if data is not None:
                     ranges = {"bytes": True, "none": False}.get(response.headers.get("Accept-Ranges", ""))
                     return Fetched(version, len(data) if size is None else size, data, ranges)
-        raise AnswerError(BROKE_OFF)
+        raise WebError(f"broke off while it was read, {self._object.attempts} times; check the network and try again")
 
     def gives_ranges(self) -> bool:
         """Whether the server answers a request for a range with the range."""
-        return self._translated(lambda: run(self._gives_ranges(self._object.connect())))
-
-    async def _gives_ranges(self, given: Mapping[str, str]) -> bool:
-        async with self._object.ask("GET", given, {"Range": "bytes=1-1"}, (200, 206)) as response:
-            return bool(response.status == 206)
+        try:
+            run(self._object.read_range(1, 2))
+        except WebError as error:
+            if error.status == 200:
+                return False
+            raise StorageError(f"the catalog {self.url!r} {error.problem}", ErrorKind.IO) from None
+        return True
 
     def read_range(self, start: int, stop: int, version: str | None) -> bytes:
-        """See `S3Catalog.read_range`."""
-        given = self._object.connect()
-        _, data = self._translated(lambda: run(self._object.read_range(given, start, stop, version=version)))
+        """See `CatalogObject.read_range`."""
+        _, data = self._translated(lambda: run(self._object.read_range(start, stop, version=version)))
         if len(data) != stop - start:
             raise replaced(self.url)
         return data
 
     def download(self, version: str | None, size: int, file: BinaryIO) -> None:
-        """See `S3Catalog.download`; in one request, for servers that know no ranges."""
-        self._translated(lambda: run(self._download(self._object.connect(), version, size, file)))
+        """See `CatalogObject.download`; in one request, for servers that know no ranges."""
+        self._translated(lambda: run(self._download(version, size, file)))
 
-    async def _download(self, given: Mapping[str, str], version: str | None, size: int, file: BinaryIO) -> None:
-        async with self._object.ask("GET", given, {}, (200,)) as response:
+    async def _download(self, version: str | None, size: int, file: BinaryIO) -> None:
+        async with self._object.ask("GET", {}, (200,)) as response:
             if version_of(response) != version:
-                raise AnswerError("was replaced", 412)
+                raise WebError("was replaced", 412)
             data = await read_body(response, size)
         if data is None or len(data) != size:
-            raise AnswerError(BROKE_OFF)
+            raise WebError("broke off while it was read; check the network and try again")
         file.write(data)
 
     def _translated(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
-        except AnswerError as error:
+        except WebError as error:
             status, problem = error.status, error.problem
         if status in (404, 410):
             raise _missing(self.url, f"it {problem}")
         if status in (412, 416):
             raise replaced(self.url)
         raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
+
+
+def _download(
+    read_range: Callable[[int, int, str | None], bytes], version: str | None, size: int, file: BinaryIO
+) -> None:
+    for start in range(0, size, 8 * PART):
+        file.write(read_range(start, min(start + 8 * PART, size), version))

@@ -18,15 +18,25 @@ import xarray as xr
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
+from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.store.references import MISSING, SHOWN
 
 # What decoding needs and xarray may have moved from the attributes to the encoding.
-_DECODING_KEYS = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates", "grid_mapping")
+_DECODING_KEYS = (*cf.FILLS, *cf.PACKING, *cf.NAMES)
 _BLOCK = 65_536  # references turned into Python strings at a time, to bound memory
 _LAST_BYTE = 2**63 - 1
 _INLINED = "__inlined__"  # VirtualiZarr's path of a chunk that it holds in memory
 
+# Settings of codecs that only matter to who compresses; of Blosc everything else is in each chunk's header.
+_WRITERS_ONLY: Mapping[str, frozenset[str]] = {
+    "gzip": frozenset({"level"}),
+    "zlib": frozenset({"level"}),
+    "zstd": frozenset({"level", "checksum"}),
+    "bz2": frozenset({"level"}),
+    "lz4": frozenset({"acceleration"}),
+    "blosc": frozenset({"cname", "clevel", "shuffle", "blocksize", "typesize"}),
+}
 
 Column = np.ndarray[Any, np.dtype[Any]]
 
@@ -101,6 +111,24 @@ def stored_metadata(path: str, variable: xr.Variable) -> ArrayV3Metadata:
 def chunk_shape(metadata: ArrayV3Metadata) -> tuple[int, ...]:
     """Shape of the unit that one reference stands for: a chunk, or a whole shard."""
     return tuple(cast(Any, metadata.chunk_grid).chunk_shape)
+
+
+def describe_codecs(metadata: ArrayV3Metadata) -> str:
+    """The codecs as text that is the same for codecs that decode alike."""
+    return json.dumps([_for_readers(codec) for codec in metadata.to_dict()["codecs"]], sort_keys=True)  # type: ignore[union-attr]
+
+
+def _for_readers(codec: Any) -> Any:
+    """A codec without what only its writer needs; those inside a shard too."""
+    if not isinstance(codec, Mapping):
+        return codec
+    ignored = _WRITERS_ONLY.get(str(codec.get("name")).removeprefix("numcodecs."), frozenset())
+    settings = {
+        key: [_for_readers(inner) for inner in value] if key in ("codecs", "index_codecs") else value
+        for key, value in dict(codec.get("configuration") or {}).items()
+        if key not in ignored
+    }
+    return {"name": codec.get("name"), "configuration": settings}
 
 
 def encode_attributes(attributes: Mapping[Any, Any], path: str, dtype: np.dtype[Any] | None = None) -> dict[str, Any]:

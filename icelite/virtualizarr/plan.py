@@ -16,6 +16,7 @@ from zarr.core.buffer import Buffer
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
+from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.formats.packing import PACKING_DTYPES
 from icelite.keys import check_path
@@ -32,6 +33,7 @@ from icelite.virtualizarr.place import Place, Request, find_place
 from icelite.virtualizarr.rehearsal import UNENCODABLE, rehearse
 from icelite.virtualizarr.sources import Sources
 from icelite.virtualizarr.stored import StoredGroup, find_stored
+from icelite.virtualizarr.values import fetch_through, read_times
 
 _STORAGE_ENCODING = {"chunks", "preferred_chunks", "shards", "compressors", "compressor", "filters", "serializer"}
 
@@ -109,8 +111,9 @@ def plan_group(store: IceliteStore, path: str, dataset: xr.Dataset, request: Req
     _check_names(path, dataset)
     stored = find_stored(store, path, request.mode)
     place = find_place(store, path, dataset, stored, request)
-    dataset = dataset.drop_vars(place.unchanged)
     stored = stored or StoredGroup()
+    dataset = _with_stored_times(dataset, {} if place.over else stored.arrays, sources)
+    dataset = dataset.drop_vars(place.unchanged)
     virtual: dict[Hashable, VirtualArray] = {}
     loadable: dict[Hashable, xr.Variable] = {}
     plan = PlannedGroup(path, _group_attributes(path, dataset, stored), place, frozenset(map(str, dataset.variables)))
@@ -131,6 +134,46 @@ def plan_group(store: IceliteStore, path: str, dataset: xr.Dataset, request: Req
     plan.arrays.extend(arrays[name] for name in dataset.variables if name in arrays and name not in plan.lazy)
     rehearse(path, plan.existing, stored.arrays, place)
     return plan
+
+
+def _with_stored_times(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], sources: Sources) -> xr.Dataset:
+    """The dataset with times in units that can be stored, and bounds that count as those times will."""
+    encoding = dataset.encoding
+    changes: dict[Hashable, xr.Variable] = {}
+    for name, bounds in cf.find_bounds(dataset.variables):
+        parent, variable = dataset.variables[name], dataset.variables[bounds]
+        own, time = cf.find_time(parent), _find_stored_time(name, parent, stored)
+        if own is None or time is None or (own == time and variable.dtype.kind not in "MO"):
+            continue
+        if variable.dtype.kind in "MO" and str(bounds) not in stored:
+            continue  # xarray writes both alike
+        numbers = cf.encode_times(read_times(variable, own, fetch_through(sources.access)), time)
+        if str(bounds) in stored:
+            dtype = stored[str(bounds)].data_type.to_native_dtype()
+            numbers = numbers.astype(dtype) if (numbers.values.astype(dtype) == numbers.values).all() else numbers
+        numbers.attrs = {key: value for key, value in variable.attrs.items() if key not in cf.FILLS}
+        changes[bounds] = numbers
+    for name, variable in dataset.variables.items():
+        own, time = cf.find_time(variable), _find_stored_time(name, variable, stored)
+        if str(name) not in stored and time is not None and own != time and variable.dtype.kind in "MO":
+            changes[name] = variable.copy(deep=False)
+            kept = {key: value for key, value in variable.encoding.items() if key not in ("dtype", *cf.FILLS)}
+            changes[name].encoding = {**kept, "units": time[0], "calendar": time[1]}
+    if changes:
+        coordinates = {name: changes.pop(name) for name in list(changes) if name in dataset.coords}
+        dataset = dataset.assign(changes).assign_coords(xr.Coordinates(coordinates, indexes={}))
+        dataset.encoding = encoding
+    return dataset
+
+
+def _find_stored_time(name: Hashable, variable: xr.Variable, stored: Mapping[str, ArrayV3Metadata]) -> cf.Time | None:
+    """The units and the calendar that a variable's times will have; None for other variables."""
+    if str(name) in stored:
+        return cf.time_of(stored[str(name)].attributes)
+    time = cf.find_time(variable)
+    if time is None or variable.dtype.kind not in "MO" or not variable.size or cf.can_encode(variable, time):
+        return time
+    return cf.choose_time([variable])
 
 
 def _join(path: str, name: Hashable) -> str:

@@ -18,11 +18,18 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
+from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.formats.packing import restore_dtypes
 from icelite.virtualizarr.place import Place
 
-UNENCODABLE = (TypeError, ValueError, NotImplementedError, OverflowError)  # what xarray raises for what it cannot store
+UNENCODABLE = (
+    TypeError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    OverflowError,
+)  # what xarray raises for what it cannot store
 
 
 def rehearse(
@@ -101,5 +108,4 @@ def _check_values(where: str, name: Hashable, given: xr.Variable, back: tuple[xr
 
 
 def _encoding_of(raw: xr.Variable) -> str:
-    keys = ("units", "calendar", "scale_factor", "add_offset", "_FillValue", "missing_value")
-    return ", ".join(f"{key} {raw.attrs[key]!r}" for key in keys if key in raw.attrs)
+    return ", ".join(f"{key} {raw.attrs[key]!r}" for key in cf.MEANING if key in raw.attrs)

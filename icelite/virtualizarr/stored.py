@@ -6,7 +6,6 @@ An append begins on a chunk border, because a reference cannot be joined to a ch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +15,13 @@ import zarr
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 
+from icelite import cf
 from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError
-from icelite.formats.packing import PACKING_DTYPES, PACKING_KEYS
+from icelite.formats.packing import PACKING_DTYPES
 from icelite.store import IceliteStore
-from icelite.virtualizarr.arrays import chunk_shape
+from icelite.virtualizarr.arrays import chunk_shape, describe_codecs
 
-_LAYOUT_KEYS = ("data_type", "dimension_names", "chunk_grid", "codecs", "fill_value")
-_MEANING_KEYS = ("_FillValue", "missing_value", *PACKING_KEYS, PACKING_DTYPES, "_Unsigned")
+_LAYOUT_KEYS = ("data_type", "dimension_names", "chunk_grid", "fill_value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +188,7 @@ def check_alike(path: str, metadata: ArrayV3Metadata, stored: ArrayV3Metadata) -
         ``invalid-dataset``, naming what differs.
     """
     check_layout(path, metadata, stored)
-    attributes = (stored.attributes, metadata.attributes)
-    in_time = any(" since " in str(found.get("units")) for found in attributes)
-    _check_equal(path, (*_MEANING_KEYS, "units", "calendar") if in_time else _MEANING_KEYS, *attributes)
+    _check_equal(path, (*cf.MEANING, PACKING_DTYPES), stored.attributes, metadata.attributes)
 
 
 def check_layout(path: str, metadata: ArrayV3Metadata, stored: ArrayV3Metadata, also: tuple[str, ...] = ()) -> None:
@@ -203,12 +200,14 @@ def check_layout(path: str, metadata: ArrayV3Metadata, stored: ArrayV3Metadata, 
         ``invalid-dataset``, naming what differs.
     """
     _check_equal(path, (*_LAYOUT_KEYS, *also), stored.to_dict(), metadata.to_dict())
+    if describe_codecs(stored) != describe_codecs(metadata):
+        _check_equal(path, ("codecs",), stored.to_dict(), metadata.to_dict())
 
 
 def _check_equal(path: str, keys: tuple[str, ...], stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for key in keys:
         expected, found = stored.get(key), new.get(key)
-        if json.dumps(expected) != json.dumps(found):  # as text, because NaN differs from itself
+        if cf.as_text(key, expected) != cf.as_text(key, found):
             raise InvalidInputError(
                 f"variable {path!r} cannot be written into the stored array: its {key} is {found}, the stored array's"
                 f" is {expected}; write it to another group, or load it (loadable_variables=) so that it is rewritten",

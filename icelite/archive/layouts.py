@@ -1,0 +1,170 @@
+"""How arrays of several files are stored, made the same where that changes no value.
+
+What decides what is read must agree: type, codecs, fill value, chunks. What does not is taken from one file for all:
+how hard a chunk was compressed, the layout of a variable that was never written in a file, and the chunks of an array
+without codecs, whose bytes can be cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from zarr.core.metadata.v3 import ArrayV3Metadata
+
+from icelite.store.references import MISSING
+from icelite.virtualizarr.arrays import References, chunk_shape, describe_codecs, is_virtual, read_references
+
+
+def align_layouts(datasets: Sequence[xr.Dataset], concat_dim: str) -> list[xr.Dataset]:
+    """The datasets, their virtual variables stored alike where they can be; where not, as they were."""
+    changed: list[dict[Any, xr.Variable]] = [{} for _ in datasets]
+    for name in datasets[0].variables:
+        variables = [dataset.variables.get(name) for dataset in datasets]
+        if all(variable is not None and is_virtual(variable) for variable in variables):
+            found = _align([variable for variable in variables if variable is not None], concat_dim)
+            for changes, before, after in zip(changed, variables, found, strict=True):
+                if after is not before:
+                    changes[name] = after
+    return [
+        _replace(dataset, changes) if changes else dataset for dataset, changes in zip(datasets, changed, strict=True)
+    ]
+
+
+def fit_stored(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], concat_dim: str) -> xr.Dataset:
+    """The dataset, its virtual variables stored as the arrays that they are appended to where they can be."""
+    changes = {}
+    for name, variable in dataset.variables.items():
+        target = stored.get(str(name))
+        if target is not None and is_virtual(variable) and variable.dims == target.dimension_names:
+            size = None
+            if concat_dim in variable.dims:
+                size = chunk_shape(target)[variable.dims.index(concat_dim)]
+            adapted = _adopt(_cut(variable, concat_dim, size), target)
+            if adapted is not variable:
+                changes[name] = adapted
+    return _replace(dataset, changes) if changes else dataset
+
+
+def _replace(dataset: xr.Dataset, changes: Mapping[Any, xr.Variable]) -> xr.Dataset:
+    encoding = dataset.encoding
+    coordinates = {name: variable for name, variable in changes.items() if name in dataset.coords}
+    dataset = dataset.assign({name: variable for name, variable in changes.items() if name not in coordinates})
+    dataset = dataset.assign_coords(xr.Coordinates(coordinates, indexes={}))
+    dataset.encoding = encoding
+    return dataset
+
+
+def _align(variables: Sequence[xr.Variable], concat_dim: str) -> list[xr.Variable]:
+    size = _common_size(variables, concat_dim)
+    cut = [_cut(variable, concat_dim, size) for variable in variables]
+    model = next((variable for variable in cut if not _is_unwritten(variable)), cut[0])
+    return [_adopt(variable, model.data.metadata) for variable in cut]
+
+
+def _common_size(variables: Sequence[xr.Variable], concat_dim: str) -> int | None:
+    """The length along a dimension of chunks in which all these arrays can be stored, if that is not so already."""
+    written = [variable for variable in variables if concat_dim in variable.dims and not _is_unwritten(variable)]
+    axes = [(variable, variable.dims.index(concat_dim)) for variable in written]
+    sizes = {chunk_shape(variable.data.metadata)[axis] for variable, axis in axes}
+    lengths = [variable.shape[axis] for variable, axis in axes[:-1]]  # the last one's last chunk may be partly filled
+    if len(sizes) == 1 and not any(length % min(sizes) for length in lengths):
+        return None
+    if not axes or not all(_can_be_cut(variable, axis) for variable, axis in axes):
+        return None
+    return math.gcd(*sizes, *(variable.shape[axis] for variable, axis in axes)) or None
+
+
+def _can_be_cut(variable: xr.Variable, axis: int) -> bool:
+    """Whether parts of each chunk, along an axis, are ranges of its bytes."""
+    metadata = variable.data.metadata
+    if len(metadata.codecs) != 1 or metadata.to_dict()["codecs"][0]["name"] != "bytes":
+        return False
+    chunks = chunk_shape(metadata)
+    size = int(np.prod(chunks)) * variable.dtype.itemsize
+    references = read_references(variable.data.manifest)
+    whole = bool((references.lengths[references.codes != MISSING] == size).all())
+    return math.prod(chunks[:axis]) == 1 and size > 0 and whole and not references.inlined
+
+
+def _cut(variable: xr.Variable, dim: str, size: int | None) -> xr.Variable:
+    """The variable in chunks that are ``size`` long along a dimension, if it can be stored so."""
+    if size is None or dim not in variable.dims or _is_unwritten(variable):
+        return variable
+    axis = variable.dims.index(dim)
+    chunks = chunk_shape(variable.data.metadata)
+    if chunks[axis] == size or chunks[axis] % size or variable.shape[axis] % size or not _can_be_cut(variable, axis):
+        return variable
+    parts = chunks[axis] // size
+    references = read_references(variable.data.manifest)
+    step = size * math.prod(chunks[axis + 1 :]) * variable.dtype.itemsize
+    grid = references.grid
+    within = np.arange(grid[axis] * parts) % parts * step  # of each new chunk in its old one
+    within = np.expand_dims(within, tuple(at for at in range(len(grid)) if at != axis))
+    kept = tuple(slice(0, variable.shape[axis] // size) if at == axis else slice(None) for at in range(len(grid)))
+    codes = np.repeat(references.codes.reshape(grid), parts, axis)[kept]
+    offsets = (np.repeat(references.offsets.reshape(grid), parts, axis) + within)[kept]
+    shape = (*chunks[:axis], size, *chunks[axis + 1 :])
+    new = References(
+        codes.shape, references.urls, codes.ravel(), offsets.ravel(), np.full(codes.size, step, np.int64), {}
+    )
+    return _with_array(variable, _with_chunks(variable.data.metadata, shape), new)
+
+
+def _with_chunks(metadata: ArrayV3Metadata, chunks: tuple[int, ...]) -> ArrayV3Metadata:
+    grid: Any = metadata.chunk_grid
+    return dataclasses.replace(metadata, chunk_grid=dataclasses.replace(grid, chunk_shape=chunks))
+
+
+def _with_array(variable: xr.Variable, metadata: ArrayV3Metadata, references: References) -> xr.Variable:
+    from virtualizarr.manifests import ChunkManifest, ManifestArray
+
+    urls: Any = np.array([*references.urls, ""], np.dtypes.StringDType())
+    present = references.codes != MISSING
+    manifest = ChunkManifest.from_arrays(
+        paths=urls[np.where(present, references.codes, len(references.urls))].reshape(references.grid),
+        offsets=np.where(present, references.offsets, 0).astype(np.uint64).reshape(references.grid),
+        lengths=np.where(present, references.lengths, 0).astype(np.uint64).reshape(references.grid),
+        validate_paths=False,
+    )
+    return xr.Variable(
+        variable.dims,
+        ManifestArray(metadata=metadata, chunkmanifest=manifest),
+        variable.attrs,
+        variable.encoding,
+        fastpath=True,
+    )
+
+
+def _is_unwritten(variable: xr.Variable) -> bool:
+    """Whether a virtual variable has no chunk, so that all of it reads as its fill value."""
+    manifest = variable.data.manifest
+    return not getattr(manifest, "_inlined", {}) and next(iter(manifest.iter_nonempty_paths()), None) is None
+
+
+def _adopt(variable: xr.Variable, target: ArrayV3Metadata) -> xr.Variable:
+    """The variable with another array's codecs and, if it was never written, chunks, where its values stay."""
+    own = variable.data.metadata
+    layouts = own.to_dict(), target.to_dict()
+    if any(json.dumps(layouts[0].get(key)) != json.dumps(layouts[1].get(key)) for key in ("data_type", "fill_value")):
+        return variable
+    if own.codecs == target.codecs and own.chunk_grid == target.chunk_grid:
+        return variable
+    if _is_unwritten(variable) and len(own.shape) == len(target.shape):
+        chunks = chunk_shape(target)
+        grid = tuple(-(-size // chunk) for size, chunk in zip(own.shape, chunks, strict=True))
+        nothing = np.zeros(math.prod(grid), np.int64)
+        metadata = dataclasses.replace(_with_chunks(own, chunks), codecs=target.codecs)
+        return _with_array(variable, metadata, References(grid, [], nothing + MISSING, nothing, nothing, {}))
+    if describe_codecs(own) != describe_codecs(target):
+        return variable
+    from virtualizarr.manifests import ManifestArray
+
+    metadata = dataclasses.replace(own, codecs=target.codecs)
+    array = ManifestArray(metadata=metadata, chunkmanifest=variable.data.manifest)
+    return xr.Variable(variable.dims, array, variable.attrs, variable.encoding, fastpath=True)

@@ -1,0 +1,212 @@
+"""What an import is going to write: checked against the store and against the files that the references name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from icelite.errors import AlreadyExistsError, ErrorKind, IceliteError, InvalidInputError
+from icelite.kerchunk.documents import GROUP_DOCUMENTS, Documents, common_kind, missing_codecs, rejected
+from icelite.kerchunk.reading import ReferenceFile
+from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, positions
+from icelite.keys import DOCUMENTS, ancestors, join
+from icelite.metadata import array_info
+from icelite.session import Session
+from icelite.types import Location, SourceStamp
+
+
+@dataclass(slots=True)
+class PlannedArray:
+    """The chunks of one array, with known lengths."""
+
+    path: str
+    names: list[str]
+    sources: Ints
+    offsets: Ints
+    lengths: Ints
+    inline: Mapping[str, bytes]
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], Ints, Ints, Ints]]:
+        """The references in the order of the catalog's table, in batches of aligned columns."""
+        order = _key_order(self.names)
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            names = [self.names[i] for i in some.tolist()]
+            yield names, self.sources[some], self.offsets[some], self.lengths[some]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that one import writes, in the order in which it does.
+
+    Attributes
+    ----------
+    documents
+        By node path in the store.
+    locations
+        What the columns ``sources`` of the arrays count.
+    allowed
+        Whether this process may read local files among them without being asked.
+    """
+
+    group: str
+    overwrite: bool
+    documents: Documents
+    arrays: list[PlannedArray]
+    locations: list[Location]
+    allowed: bool
+
+    def intern(self, session: Session) -> Ints:
+        """The staged ids of the locations."""
+        if self.allowed:
+            for location in self.locations:
+                session.access.allow(location)
+        return np.array([session.changes.intern(location) for location in self.locations], dtype=np.int64)
+
+
+def plan_references(
+    found: ReferenceFile, session: Session, group: str, *, overwrite: bool, validate_containers: bool
+) -> Plan:
+    """Check references against the store that they go to and the files that they name.
+
+    Raises
+    ------
+    InvalidInputError, AlreadyExistsError
+        As `icelite.kerchunk.import_kerchunk`.
+    """
+    references = found.references
+    _check_place(session, group, overwrite)
+    documents = _placed(references.documents, session, group)
+    if not overwrite:
+        _check_kinds(documents, session)
+    urls = _absolute(references.urls, found.root, references.origin)
+    stamps = _look(session, urls, references.origin, validate_containers)
+    sizes = np.array([-1 if stamps[url].size is None else stamps[url].size for url in urls], dtype=np.int64)
+    arrays = [_plan_array(join(group, path), table, urls, sizes) for path, table in references.arrays.items()]
+    locations = [session.access.locate(url, stamp=stamps[url], validate_container=validate_containers) for url in urls]
+    for path, codec in missing_codecs(documents):
+        warnings.warn(
+            f"array /{path} needs the codec {codec!r}, which is not installed here: its values cannot be read until"
+            " it is",
+            stacklevel=4,
+        )
+    return Plan(group, overwrite, documents, arrays, locations, found.own)
+
+
+def _check_place(session: Session, group: str, overwrite: bool) -> None:
+    changes = session.changes
+    for above, _ in ancestors(group) if group else ():
+        entry = changes.find(above)
+        if entry is not None and entry.info is not None:
+            raise InvalidInputError(
+                f"/{group} is inside the array /{above}; an array has no nodes below it", ErrorKind.INVALID_PATH
+            )
+    there = [] if overwrite else changes.list_nodes(group)
+    arrays = [node.path for node in there if array_info(node.path, node.documents) is not None]
+    if arrays:
+        raise AlreadyExistsError(
+            f"group /{group} already holds {len(arrays)} arrays such as /{arrays[0]}; choose another group, or pass"
+            " overwrite=True to replace all that it holds",
+            ErrorKind.NODE_ALREADY_EXISTS,
+        )
+
+
+def _placed(documents: Documents, session: Session, group: str) -> Documents:
+    """The documents by their path in the store, and the groups above that are not there yet."""
+    format_ = DOCUMENTS[next(iter(next(iter(documents.values()))))]
+    name, text = GROUP_DOCUMENTS[format_]
+    above = [path for path, _ in ancestors(group)] if group else []
+    placed: Documents = {path: {name: text} for path in above if session.changes.find(path) is None}
+    placed.update({join(group, path) if path else group: texts for path, texts in documents.items()})
+    return placed
+
+
+def _check_kinds(documents: Documents, session: Session) -> None:
+    """Refuse metadata for a group that is there in the other format, or that would become an array."""
+    for path, texts in documents.items():
+        entry = session.changes.find(path)
+        if entry is not None and (".zarray" in texts or DOCUMENTS[next(iter(texts))] != entry.node.zarr_format):
+            raise AlreadyExistsError(
+                f"/{path} already is a group of Zarr v{entry.node.zarr_format}, which the references do not fit;"
+                " choose another group, or pass overwrite=True to replace it",
+                ErrorKind.NODE_ALREADY_EXISTS,
+            )
+
+
+def _absolute(urls: list[str], root: str | None, origin: str) -> list[str]:
+    """URLs with what relative ones are relative to."""
+    relative = [url for url in urls if not url.startswith("/") and "://" not in url]
+    if relative and root is None:
+        faults = [f"{url!r} is relative" for url in relative]
+        raise rejected(f"{origin}, without root= to say where relative paths begin", faults)
+    base = "" if root is None else (root if "://" in root else f"file://{os.path.realpath(root)}").rstrip("/")
+    known = set(relative)
+    return [_joined(base, url) if url in known else "file://" + url if url.startswith("/") else url for url in urls]
+
+
+def _joined(base: str, url: str) -> str:
+    return f"{base}/{url.removeprefix('./')}"
+
+
+def _look(session: Session, urls: list[str], origin: str, validate_containers: bool) -> dict[str, SourceStamp]:
+    """What the files look like now, when all of them may be referred to."""
+    faults: dict[str, IceliteError] = {}
+    for url in dict.fromkeys(urls):
+        try:
+            session.access.locate(url, validate_container=validate_containers)
+        except IceliteError as error:
+            faults[error.message] = error
+    if faults:
+        kind = common_kind(faults.values(), ErrorKind.INVALID_VIRTUAL_REF)
+        raise rejected(origin, list(faults), kind=kind)
+    return session.access.stamps(urls)
+
+
+def _plan_array(path: str, table: ChunkTable, urls: list[str], sizes: Ints) -> PlannedArray:
+    of_file = sizes[table.sources]
+    whole = table.lengths == WHOLE
+    unknown = np.unique(table.sources[whole & (of_file < 0)]).tolist()
+    if unknown:
+        faults = [
+            f"{urls[i]!r} is referred to as a whole, and its size is not known: it is not there, or may not be read"
+            " without authorize_virtual_chunk_access"
+            for i in unknown
+        ]
+        raise rejected(f"/{path}", faults, kind=ErrorKind.INVALID_VIRTUAL_REF)
+    lengths = np.where(whole, of_file, table.lengths)
+    _refuse(path, table, urls, lengths == 0, "has length 0", ErrorKind.ZERO_LENGTH_CHUNK)
+    beyond = (of_file >= 0) & (table.offsets > of_file - lengths)
+    _refuse(path, table, urls, beyond, "reaches past the end of the file", ErrorKind.INVALID_VIRTUAL_REF)
+    return PlannedArray(path, table.names, table.sources, table.offsets, lengths, table.inline)
+
+
+def _refuse(path: str, table: ChunkTable, urls: list[str], bad: np.ndarray, problem: str, kind: ErrorKind) -> None:
+    where = np.flatnonzero(bad)
+    if len(where):
+        faults = [
+            f"chunk {table.names[i]!r} ({urls[table.sources[i]]!r}, offset {table.offsets[i]},"
+            f" length {table.lengths[i]}) {problem}"
+            for i in where[:10].tolist()
+        ]
+        raise rejected(f"/{path}", faults, len(where), kind)
+
+
+def _key_order(names: list[str]) -> Ints:
+    """The order of chunk names as text, which is that of the catalog's table, without comparing texts.
+
+    Numbers sort as text when they are filled with zeros behind to one width, the shorter of two equal ones first; a
+    slash sorts before every digit, so dimensions compare one by one.
+    """
+    if len(names) < 2:
+        return np.arange(len(names))
+    numbers = positions(names, names[0].count("/") + 1)
+    digits = np.ones_like(numbers)
+    for power in range(1, len(str(numbers.max()))):
+        digits += numbers >= 10**power
+    filled = numbers * 10 ** (int(digits.max()) - digits)
+    keys = [column for axis in reversed(range(numbers.shape[1])) for column in (digits[:, axis], filled[:, axis])]
+    return np.lexsort(keys)
