@@ -87,6 +87,16 @@ def _lock(descriptor: int) -> bool:
 
 def _give_name(path: Path, target: Path, replace: bool) -> None:
     """Let a finished draft appear under its name, durably; raises `FileExistsError` for a name that is taken."""
+    descriptor = os.open(target.parent, os.O_RDONLY)  # first: no error comes when the target is there
+    try:
+        _move(path, target, replace)
+        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(path: Path, target: Path, replace: bool) -> None:
     is_folder = path.is_dir()
     if replace and (is_folder or _is_folder(target)) and os.path.lexists(target):
         _exchange(path, target)
@@ -98,7 +108,6 @@ def _give_name(path: Path, target: Path, replace: bool) -> None:
         if _is_folder(target):
             _remove_empty(target)
         _link(path, target)
-    _sync(target.parent)
 
 
 def _is_folder(path: Path) -> bool:
@@ -141,15 +150,6 @@ def _link(path: Path, target: Path) -> None:
     except OSError:  # a file system without hard links: take the name, then replace what holds it
         target.touch(exist_ok=False)
         path.replace(target)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

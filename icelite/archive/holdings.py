@@ -34,6 +34,7 @@ from icelite.catalog.locations import INLINE, lookup_location
 from icelite.errors import ErrorKind, StorageError
 from icelite.metadata import array_info
 from icelite.types import Location, SourceStamp
+from icelite.virtual.stamps import SECOND, contradicts, describe
 from icelite.virtualizarr.arrays import chunk_shape, is_virtual
 from icelite.virtualizarr.values import Fetch, hash_bytes, read_virtual
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from icelite.store import IceliteStore
 
 METADATA = "virtualize"  # key of a snapshot's metadata
-_SECOND = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +123,17 @@ def split_known(urls: Iterable[str], session: Session, holdings: Holdings) -> tu
         path = known[url]
         check_time = "://" in path or session.access.at_home  # as when it is read
         for recorded in holdings.stamps(path) if stamp.size is not None else ():
-            if _differs(stamp, recorded, check_time):
+            resolution = 1 if url.startswith("file://") else SECOND
+            if recorded.size is not None and contradicts(  # else it was not looked at, or has a limit in time
+                stamp, recorded, check_time=check_time, resolution=resolution
+            ):
                 raise StorageError(
                     f"source {url!r} is in the repository already, and changed since it was added: recorded"
-                    f" {_describe(recorded)}, found {_describe(stamp)}; restore it, or reset the branch to the"
+                    f" {describe(recorded)}, found {describe(stamp)}; restore it, or reset the branch to the"
                     " snapshot before it and add it again",
                     ErrorKind.VIRTUAL_CHUNK_MODIFIED,
                 )
     return new, list(known)
-
-
-def _differs(found: SourceStamp, recorded: SourceStamp, check_time: bool) -> bool:
-    if recorded.size is None:
-        return False  # it was not looked at, or has a limit in time, which is checked when it is read
-    if found.size != recorded.size:
-        return True
-    if recorded.etag is not None and found.etag is not None and found.etag != recorded.etag:
-        return True
-    resolution = 1 if found.etag is None else _SECOND
-    times = [None if stamp.modified_at is None else stamp.modified_at // resolution for stamp in (found, recorded)]
-    return check_time and None not in times and times[0] != times[1]
-
-
-def _describe(stamp: SourceStamp) -> str:
-    time = None if stamp.modified_at is None else np.datetime64(stamp.modified_at, "ns").astype("datetime64[us]")
-    parts = {"size": stamp.size, "ETag": stamp.etag, "modified at": time}
-    return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)

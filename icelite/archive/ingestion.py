@@ -49,7 +49,6 @@ from icelite.types import Progress
 from icelite.virtualizarr.arrays import is_virtual
 from icelite.virtualizarr.sources import SOURCES_KEY
 from icelite.virtualizarr.stored import find_group
-from icelite.virtualizarr.values import fetch_with
 from icelite.virtualizarr.writer import to_icelite
 
 _VERSIONS = ("icelite", "virtualizarr", "xarray", "zarr")
@@ -173,7 +172,7 @@ class Ingestion:
         self, session: Session, holdings: Holdings, files: list[ScannedFile], parsing: Parsing
     ) -> tuple[list[ScannedFile], xr.Dataset]:
         """The files in order, and one dataset of them, as it can be written."""
-        fetch = fetch_with(parsing.reach.registry)
+        fetch = parsing.reach.fetch
         if self.fitting is None:
             return files, combine_files(files, None, fetch)
         _check_source_group(files[0], self.fitting, parsing)

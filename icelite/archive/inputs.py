@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from icelite.archive.reach import lookup_target
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.types import SourceStamp
 from icelite.virtual.s3 import S3Object
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def list_inputs(sources: Sources, access: VirtualAccess, catalog: str | None = N
     ----------
     sources
         A path, a glob (``**`` crosses directories), a URL or several of them. A directory that is a Zarr store is
-        one source.
+        one source. What exists under a name as it is written is that file; in a list of several URLs only ``*`` makes
+        a pattern.
     access
         How buckets may be listed.
     catalog
@@ -46,6 +47,7 @@ def list_inputs(sources: Sources, access: VirtualAccess, catalog: str | None = N
     StorageError
         ``virtual-chunk-fetch`` when a bucket cannot be listed.
     """
+    single = isinstance(sources, str | os.PathLike)
     listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     given = [os.fspath(source) for source in listed]
     found: dict[str, None] = {}
@@ -54,7 +56,7 @@ def list_inputs(sources: Sources, access: VirtualAccess, catalog: str | None = N
         if not mark or scheme == "file":
             paths = _list_files(rest if mark else text, catalog)
             found.update((f"file://{path}", None) for path in paths)
-        elif _MAGIC.search(rest) if scheme == "s3" else "*" in rest:
+        elif _is_pattern(text, access, single=single):
             found.update((url, None) for url in _list_objects(text, access))
         else:
             found[text] = None
@@ -71,6 +73,15 @@ def natural_key(name: str) -> list[str | int]:
 def name_of(url: str) -> str:
     """The last part of a URL, for people."""
     return url.rstrip("/").rpartition("/")[2]
+
+
+def _is_pattern(url: str, access: VirtualAccess, *, single: bool) -> bool:
+    """Whether a remote URL stands for others: it has a mark of a pattern, and there is no object of that very name."""
+    scheme, _, rest = url.partition("://")
+    marks = _MAGIC.search(rest) if single and scheme == "s3" else "*" in rest
+    if not marks or scheme != "s3":
+        return bool(marks)
+    return access.stamp(url) == SourceStamp()
 
 
 def _list_files(pattern: str, catalog: str | None) -> list[str]:
@@ -103,7 +114,7 @@ def _is_store(path: str) -> bool:
 
 
 def _list_objects(pattern: str, access: VirtualAccess) -> list[str]:
-    target = lookup_target(pattern, access)
+    target = access.lookup_target(pattern)
     if not isinstance(target, S3Object):
         raise InvalidInputError(
             f"{pattern!r} cannot be listed: only folders and S3 buckets can; name each file", ErrorKind.INVALID_ARGUMENT

@@ -21,7 +21,7 @@ from icelite.interrupts import end_with_parent
 from icelite.types import Progress, SourceStamp
 from icelite.virtualizarr.arrays import is_virtual, read_references
 from icelite.virtualizarr.sources import SOURCES_KEY
-from icelite.virtualizarr.values import fetch_with, hash_chunks, read_virtual
+from icelite.virtualizarr.values import hash_chunks, read_virtual
 
 COPIED = "icelite_copied"  # key of a dataset's encoding: variables that had to be copied, with the reason
 
@@ -66,7 +66,7 @@ class Parsing:
         variable = dataset.variables.get(self.concat_dim)
         if self.concat_dim is None or variable is None or variable.ndim or not is_virtual(variable):
             return dataset
-        raw = read_virtual(variable, fetch_with(self.reach.registry))
+        raw = read_virtual(variable, self.reach.fetch)
         try:
             loaded = xr.conventions.decode_cf_variable(self.concat_dim, raw)
         except (ValueError, KeyError, OverflowError):  # a unit of time that only its reader can decode
@@ -78,7 +78,7 @@ class Parsing:
     def _hash(self, dataset: xr.Dataset) -> dict[str, str]:
         if self.concat_dim is None or not self.hashed:
             return {}
-        fetch = fetch_with(self.reach.registry)
+        fetch = self.reach.fetch
         lacking = {
             str(name): variable
             for name, variable in dataset.variables.items()

@@ -52,6 +52,7 @@ def virtualize(
     skip_broken: bool = False,
     workers: int | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
+    on_unreadable: Literal["skip", "raise"] = "skip",
     config: RepositoryConfig | None = None,
     authorize_virtual_chunk_access: Access | None = None,
     progress: Progress | None = None,
@@ -83,7 +84,7 @@ def virtualize(
         Of the commit; by default it says what was added.
     source_group
         The group to read in each file.
-    loadable_variables, drop_variables, decode_times, on_unreferenceable
+    loadable_variables, drop_variables, decode_times, on_unreferenceable, on_unreadable
         As for ``open_virtual``. By default coordinates of dimensions are loaded and compared.
     compat
         As `xarray.concat` has it, for variables without ``concat_dim``, which are stored once: ``"equals"`` compares
@@ -136,6 +137,7 @@ def virtualize(
             "drop_variables": None if drop_variables is None else list(drop_variables),
             "decode_times": decode_times,
             "on_unreferenceable": on_unreferenceable,
+            "on_unreadable": on_unreadable,
         },
         preprocess=preprocess,
     )

@@ -18,15 +18,18 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
 
 import apsw
 
 from icelite.catalog import checks, connections, forks, known, remote
+from icelite.catalog.door import BEGUN
 from icelite.catalog.failures import FOREIGN, translate, translated
 from icelite.catalog.filesystems import check_locks
 from icelite.catalog.locks import Guard
@@ -146,6 +149,7 @@ class Catalog:
         self.busy_timeout = busy_timeout
         self.strict_locking = strict_locking
         self._lock = threading.RLock()
+        self._holder: _Holder | None = None  # who has the door and the lock
         self._trusted = check != "never"
         self._options = change_set, check
         self._remote: remote.RemoteView | None = None
@@ -219,6 +223,7 @@ class Catalog:
             )
         connections.abandon(self._connection)
         self._release.detach()
+        self._holder = None
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         with forks.in_sqlite():
             self._connect(whole=self.path is not None)
@@ -236,21 +241,11 @@ class Catalog:
         """After a fork."""
         self._lock.release()
 
-    @contextmanager
-    def read(self) -> Iterator[Transaction]:
+    def read(self) -> Doorway:
         """A consistent view of the catalog over several statements."""
-        self._check_fork()
-        with self._lock, self._translated():
-            if self._door.name is not None:  # inside another door: its transaction is the view
-                self._join()
-                yield self._transaction
-                return
-            self._catch_up()
-            with self._opened("read", BEGIN_READ):
-                yield self._transaction
+        return Doorway(self, "read", BEGIN_READ)
 
-    @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self) -> Doorway:
         """The one way to change the repository: all of the block is committed, or nothing.
 
         Raises
@@ -259,17 +254,7 @@ class Catalog:
             ``read-only-storage``; ``busy`` when another process held the file past the deadline;
             ``storage-full``, ``io``; ``commit-conflict`` when somebody else published a remote catalog meanwhile.
         """
-        self._check_fork()
-        with self._lock, self._translated():
-            self.check_writable()
-            with self._up_to_date():
-                transaction = Transaction(self._connection, self._watch.check)
-                with self._opened("write", BEGIN_WRITE):
-                    yield transaction
-                    if self._remote is not None:  # before COMMIT: what is not published is rolled back
-                        self._remote.publish(self._connection)
-        for action in transaction.after_commit:
-            action()
+        return Doorway(self, "write", BEGIN_WRITE)
 
     def check_writable(self) -> None:
         """Refuse where the file cannot be written.
@@ -289,14 +274,9 @@ class Catalog:
         if self.storage.path is not None:
             check_locks(self.storage.path, strict=self.strict_locking)
 
-    @contextmanager
-    def stage(self) -> Iterator[Transaction]:
+    def stage(self) -> Doorway:
         """Change the private change set; the repository is neither locked nor touched."""
-        self._check_fork()
-        with self._lock, self._translated():
-            self._catch_up()
-            with self._opened("stage", BEGIN_READ):
-                yield self._transaction
+        return Doorway(self, "stage", BEGIN_READ)
 
     def refresh(self) -> None:
         """Learn of commits that others published to a remote catalog; a local one needs no asking."""
@@ -319,19 +299,6 @@ class Catalog:
             self._remote, self.path, self._connection, self._door = before
             raise
         release()
-
-    @contextmanager
-    def _up_to_date(self) -> Iterator[None]:
-        """Around a write: begin it on the newest version, and remember what it made."""
-        if self._remote is not None:
-            if self.path is None:
-                self._reconnect(whole=True)
-            self._remote.begin()
-        yield
-        if self._remote is not None:
-            self._remote.settle()
-        if self.path is not None and self._trusted:
-            known.remember(self.path, None if self._remote is None else self._remote.digest)
 
     def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
         """The first row of one query that needs no wider view: a read transaction of its own."""
@@ -400,31 +367,20 @@ class Catalog:
         ReadOnlyError, StorageError
             As `write`.
         """
-        self._check_fork()
-        with self._lock, self._translated():
-            self.check_writable()
-            with self._up_to_date(), self._opened("vacuum"), checks.doors_open(self._connection):
-                before = self._size()
-                self._connection.set_progress_handler(self._door.secure, SECURE_STEPS)
-                try:
-                    self._connection.execute(VACUUM)
-                finally:
-                    self._connection.set_progress_handler(None)
-                    self._door.guard.yield_to_sqlite()
-                after = self._size()
-                if self._remote is not None:
-                    self._remote.publish(self._connection)
+        with Doorway(self, "vacuum"), checks.doors_open(self._connection):
+            before = self._size()
+            self._connection.set_progress_handler(self._door.secure, SECURE_STEPS)
+            try:
+                self._connection.execute(VACUUM)
+            finally:
+                self._connection.set_progress_handler(None)
+                self._door.guard.yield_to_sqlite()
+            after = self._size()
         return before, after
 
     def copy_into(self, empty: apsw.Connection) -> None:
         """Copy the whole repository as it is now into an empty database, page by page; nobody can commit meanwhile."""
-        self._check_fork()
-        with (
-            self._lock,
-            self._translated(),
-            self._opened("read"),
-            empty.backup("main", self._connection, "main") as copying,
-        ):
+        with Doorway(self, "read"), empty.backup("main", self._connection, "main") as copying:
             copying.step(-1)
 
     def find_damage(self) -> list[str]:
@@ -435,31 +391,26 @@ class Catalog:
         FormatError
             ``corrupt`` when it cannot read on.
         """
-        self._check_fork()
-        with self._lock, self._translated(), self._opened("read"), checks.doors_open(self._connection):
+        with Doorway(self, "read"), checks.doors_open(self._connection):
             rows = self._connection.execute(INTEGRITY_CHECK).fetchall()
         return [str(text) for (text,) in rows if text != "ok"]
 
     def _size(self) -> int:
         return int(self._connection.pragma("page_count")) * int(self._connection.pragma("page_size"))
 
-    @contextmanager
-    def _opened(self, name: str, begin: str | None = None) -> Iterator[None]:
-        """A door, and with ``begin`` a transaction."""
+    # -- what a `Doorway` does, under the lock ------------------------------------------------------------------
+
+    def _enter(self, name: str, begin: str | None) -> Transaction:
+        if name in BEGUN:
+            self.check_writable()
         if self._door.name is not None:
             raise InternalError(f"{name}() was opened inside {self._door.name}()")
-        try:
-            try:
-                self._enter(name, begin)
-                yield
-                if begin is not None:
-                    self._connection.execute(COMMIT)
-            finally:
-                self._leave()
-        finally:
-            self._leave()  # again, should an interrupt have come before the first or into it
-
-    def _enter(self, name: str, begin: str | None) -> None:
+        if name in BEGUN and self._remote is not None:
+            if self.path is None:
+                self._reconnect(whole=True)
+            self._remote.begin()
+        else:
+            self._catch_up()
         if name != "stage":
             self._watch.look()
         if name == "vacuum":
@@ -471,6 +422,19 @@ class Catalog:
         self._door.begin()
         if name == "write":
             self._watch.check()
+            return Transaction(self._connection, self._watch.check)
+        return self._transaction
+
+    def _finish(self, name: str, begin: str | None) -> None:
+        if name in BEGUN and self._remote is not None:  # before COMMIT: what is not published is rolled back
+            self._remote.publish(self._connection)
+        if begin is not None:
+            self._connection.execute(COMMIT)
+        self._door.leave()
+        if name in BEGUN and self._remote is not None:
+            self._remote.settle()
+        if name in BEGUN and self.path is not None and self._trusted:
+            known.remember(self.path, None if self._remote is None else self._remote.digest)
 
     def _join(self) -> None:
         """Inside another door: that of the change set has not looked at the repository yet."""
@@ -479,8 +443,6 @@ class Catalog:
             self._door.enter_to_read()
 
     def _leave(self) -> None:
-        if self._forks != forks.count():  # a child of a fork inside a door: all of this is its parent's
-            return
         try:
             if self._connection.in_transaction:
                 self._connection.execute(ROLLBACK)
@@ -501,6 +463,131 @@ class Catalog:
             self._release()
         if self._remote is not None:
             self._remote.close()
+
+
+class _Holder:
+    """The mark that an `_Opening` leaves at its catalog, which must not keep it alive."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
+class _Opening:
+    """A door that a ``with`` block holds: what has to be given up, however the block ends."""
+
+    def __init__(self, catalog: Catalog, name: str, begin: str | None) -> None:
+        self._catalog = catalog
+        self._name = name
+        self._begin = begin
+        self._lock: threading.RLock | None = None
+        self._forks = 0
+        self._holder = _Holder()
+        self._transaction: Transaction | None = None
+
+    def enter(self) -> Transaction:
+        """Take the catalog's lock, then open the door; inside another door that of who reads is open."""
+        catalog = self._catalog
+        catalog._check_fork()
+        outer = catalog._holder
+        if outer is not None and outer.thread == self._holder.thread and self._name == "read" and self._begin:
+            catalog._join()
+            return catalog._transaction
+        self._forks = forks.count()
+        self._lock = catalog._lock  # first: an interrupt must not leave a lock that nobody knows of
+        self._lock.acquire()
+        if catalog._door.name is None:
+            catalog._holder = self._holder
+        self._transaction = catalog._enter(self._name, self._begin)
+        return self._transaction
+
+    def finish(self) -> None:
+        """Commit."""
+        if self._lock is not None:
+            self._catalog._finish(self._name, self._begin)
+
+    def leave(self) -> None:
+        """Give up whatever is held; as often as one likes."""
+        if self._lock is None:
+            return
+        try:
+            # In a child of a fork inside the door all of it is the parent's.
+            if self._catalog._holder is self._holder and self._forks == forks.count():
+                self._catalog._leave()
+        finally:
+            if self._catalog._holder is self._holder:
+                self._catalog._holder = None
+            with contextlib.suppress(RuntimeError):  # an interrupt came before it was taken, or after it was released
+                self._lock.release()
+            self._lock = None
+
+    def after(self) -> None:
+        """What was queued for after the commit."""
+        for action in self._transaction.after_commit if self._name == "write" and self._transaction else ():
+            action()
+
+    def __del__(self) -> None:
+        self.leave()
+
+
+class Doorway:
+    """A door of a catalog, for one ``with`` statement.
+
+    An interrupt may come before the first line of ``__exit__``. Then nothing of it runs; but what the ``with``
+    statement holds is dropped with it, and only that refers to the `_Opening`: neither this object nor any frame of a
+    traceback. So the door is closed at once, as it would not be if it were a generator's.
+    """
+
+    def __init__(self, catalog: Catalog, name: str, begin: str | None = None) -> None:
+        self._arguments = catalog, name, begin
+        self._opening: Callable[[], _Opening]
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        """What ends the block; asked for before ``__enter__`` is called."""
+        opening = _Opening(*self._arguments)
+        self._opening = cast("Callable[[], _Opening]", weakref.ref(opening))  # alive as long as the block
+        closing: Any = functools.partial(_close, self._opening, self._arguments[0])
+        closing.opening = opening
+        return cast("Callable[..., None]", closing)
+
+    def __enter__(self) -> Transaction:
+        try:
+            try:
+                return self._opening().enter()
+            except BaseException as error:
+                self._opening().leave()
+                _explain(self._arguments[0], error)
+                raise
+        except BaseException:
+            self._opening().leave()  # again, should an interrupt have come before the first or into it
+            raise
+
+
+def _close(opening: Callable[[], _Opening], catalog: Catalog, *raised: Any) -> None:
+    """End a block. No variable holds what ``opening`` refers to, weakly: see `Doorway`."""
+    try:
+        try:
+            if raised[1] is None:
+                opening().finish()
+        except BaseException as fault:
+            opening().leave()
+            _explain(catalog, fault)
+            raise
+        opening().leave()
+    except BaseException:
+        opening().leave()  # again, should an interrupt have come before the first or into it
+        raise
+    if raised[1] is None:
+        opening().after()
+    else:
+        _explain(catalog, raised[1])
+
+
+def _explain(catalog: Catalog, error: BaseException) -> None:
+    """Raise icelite's own error for one of apsw's."""
+    if isinstance(error, Exception):
+        with catalog._translated():
+            raise error
 
 
 def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], None]) -> None:

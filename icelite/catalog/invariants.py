@@ -130,11 +130,17 @@ SELECT s.id, s.seg, s.seq, p.id, p.seg, p.seq FROM snapshot s JOIN snapshot p ON
 # Every row of the tables whose rows have a checksum, a few at a time: the columns it covers, then the checksum.
 ROWS = {
     "setting": "SELECT name, value, crc32c FROM setting WHERE name > ?1 ORDER BY name LIMIT ?2",
-    "segment": "SELECT seg, parent_seg, fork_seq, crc32c FROM segment WHERE seg > ?1 ORDER BY seg LIMIT ?2",
-    "operation": "SELECT id, done_at, kind, detail, crc32c FROM operation WHERE id > ?1 ORDER BY id LIMIT ?2",
+    "segment": """
+SELECT s.seg, s.parent_seg, s.fork_seq, k.segment FROM segment s LEFT JOIN seal k ON k.id = s.seg
+WHERE s.seg > ?1 ORDER BY s.seg LIMIT ?2
+""",
+    "operation": """
+SELECT o.id, o.done_at, o.kind, o.detail, k.operation FROM operation o LEFT JOIN seal k ON k.id = o.id
+WHERE o.id > ?1 ORDER BY o.id LIMIT ?2
+""",
     "snapshot": """
-SELECT seq, seg, id, parent_seq, written_at, message, metadata, crc32c FROM snapshot
-WHERE seq > ?1 ORDER BY seq LIMIT ?2
+SELECT s.seq, s.seg, s.id, s.parent_seq, s.written_at, s.message, s.metadata, k.snapshot
+FROM snapshot s LEFT JOIN seal k ON k.id = s.seq WHERE s.seq > ?1 ORDER BY s.seq LIMIT ?2
 """,
     "branch": "SELECT name, seq, crc32c FROM branch WHERE name > ?1 ORDER BY name LIMIT ?2",
     "tag": "SELECT name, seq, crc32c FROM tag WHERE name > ?1 ORDER BY name LIMIT ?2",

@@ -18,7 +18,8 @@ from icelite.errors import shown
 from icelite.types import RepoStatus
 
 SELECT_LAST = "SELECT coalesce(max(id), 0) FROM operation"
-INSERT_OPERATION = "INSERT INTO operation (id, done_at, kind, detail, crc32c) VALUES (?, ?, ?, ?, ?)"
+INSERT_OPERATION = "INSERT INTO operation (id, done_at, kind, detail) VALUES (?, ?, ?, ?)"
+SEAL_OPERATION = "INSERT INTO seal (id, operation) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET operation = ?2"
 SELECT_OPERATIONS = "SELECT id, done_at, kind, detail FROM operation WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
 
 OPERATION = types(int, int, str, str)
@@ -46,7 +47,9 @@ def log_operation(txn: Transaction, kind: str, detail: dict[str, Any], done_at: 
     """Append one operation; its id, greater than every one before."""
     last = txn.row(SELECT_LAST)
     row = (1 if last is None else last[0] + 1, now() if done_at is None else done_at, kind, json.dumps(detail))
-    return txn.insert(INSERT_OPERATION, (*row, row_crc(*row)))
+    txn.run(INSERT_OPERATION, row)
+    txn.run(SEAL_OPERATION, (row[0], row_crc(*row)))
+    return row[0]
 
 
 def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[values.Update], int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import struct
 import tempfile
@@ -20,7 +19,7 @@ import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any
 
 import apsw
 
@@ -29,18 +28,8 @@ from icelite.catalog import checks, connections, guards, known
 from icelite.catalog.door import Door
 from icelite.catalog.failures import translated
 from icelite.catalog.locks import Guard
-from icelite.errors import ConflictError, ErrorKind, IceliteError, ReadOnlyError, StorageError
-from icelite.retry import Patience
+from icelite.errors import ErrorKind, IceliteError, ReadOnlyError, StorageError
 from icelite.storage import S3Place, StorageConfig
-
-if TYPE_CHECKING:
-    from icelite.catalog.database import Catalog, Transaction
-
-T = TypeVar("T")
-P = ParamSpec("P")
-
-# Of a write while others publish first; a version that nobody changed is never tried again.
-PATIENCE = Patience(100, pause=0.05, factor=1.2, longest=1.0, jitter=0.9, seconds=120.0)
 
 BEHIND = -1  # the number of no version
 FRESH_SECONDS = 10.0  # the first session after opening does not ask again for so long
@@ -268,43 +257,6 @@ def _count_change(data: bytes) -> bytes:
     """The bytes with the change counter moved on, as a COMMIT does (https://sqlite.org/fileformat2.html, 1.3.8)."""
     counter = struct.pack(">I", (struct.unpack_from(">I", data, 24)[0] + 1) % 2**32)
     return data[:24] + counter + data[28:92] + counter + data[96:]
-
-
-def repeat_write(catalog: Catalog, action: Callable[[Transaction], T]) -> T:
-    """Run a write that does not depend on what others wrote; again, when they publish a remote catalog first.
-
-    Raises
-    ------
-    ConflictError, ReadOnlyError, StorageError
-        As `Catalog.write`, when the last try fails.
-    """
-
-    def write() -> T:
-        with catalog.write() as txn:
-            return action(txn)
-
-    return _repeat(catalog, write)
-
-
-def repeated(method: Callable[P, T]) -> Callable[P, T]:
-    """A method that begins anew when others publish its remote ``_catalog`` before its own write is."""
-
-    @functools.wraps(method)
-    def call(*arguments: P.args, **options: P.kwargs) -> T:
-        owner: Any = arguments[0]
-        return _repeat(owner._catalog, lambda: method(*arguments, **options))
-
-    return call
-
-
-def _repeat(catalog: Catalog, action: Callable[[], T]) -> T:
-    for is_last in PATIENCE.tries():
-        try:
-            return action()
-        except ConflictError as error:
-            if is_last or catalog.storage.place is None or error.kind != ErrorKind.COMMIT_CONFLICT:
-                raise
-    raise AssertionError("the last try returns or raises")
 
 
 def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]) -> None:

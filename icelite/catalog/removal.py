@@ -20,6 +20,7 @@ from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Row, Transaction
 from icelite.catalog.reachability import Interval, SnapshotTree, Version, merged, needed, overlaps, scan_nodes, seen
 from icelite.catalog.reachability import in_preorder as ordered
+from icelite.catalog.snapshots import SEAL_SNAPSHOT
 from icelite.catalog.values import check_name, check_types, types
 from icelite.errors import ErrorKind, FormatError
 from icelite.objects import check_key
@@ -53,7 +54,7 @@ SELECT s.seq, s.seg, s.id, f.seq, s.written_at, s.message, s.metadata
 FROM snapshot s JOIN (SELECT min(seq) AS seq FROM snapshot WHERE parent_seq IS NULL) f
 WHERE s.parent_seq IS NOT NULL AND s.parent_seq NOT IN (SELECT seq FROM snapshot)
 """
-ADOPT_ORPHAN = "UPDATE snapshot SET parent_seq = ?2, crc32c = ?3 WHERE seq = ?1"
+ADOPT_ORPHAN = "UPDATE snapshot SET parent_seq = ?2 WHERE seq = ?1"
 
 SELECT_POINTS = "SELECT DISTINCT seq, seg FROM change UNION SELECT seq, seg FROM snapshot"
 DELETE_NODE = "DELETE FROM node WHERE path = ? AND seq = ?"
@@ -139,7 +140,9 @@ def list_unreached(txn: Transaction, moment: int) -> dict[int, str]:
 def release_snapshots(txn: Transaction, seqs: Iterable[int]) -> None:
     """Remove snapshots; the first one becomes the parent of those that lose theirs."""
     txn.run_many(DELETE_SNAPSHOT, ((seq,) for seq in seqs))
-    txn.run_many(ADOPT_ORPHAN, [(row[0], row[3], row_crc(*row)) for row in txn.rows(SELECT_ORPHANS)])
+    orphans = txn.rows(SELECT_ORPHANS)
+    txn.run_many(ADOPT_ORPHAN, [(row[0], row[3]) for row in orphans])
+    txn.run_many(SEAL_SNAPSHOT, [(row[0], row_crc(*row)) for row in orphans])
 
 
 def remove_nodes(txn: Transaction, tree: SnapshotTree) -> tuple[int, Alive]:

@@ -15,8 +15,8 @@
 -- when its seg is in the lineage and its seq is not above the bound beside it; of several visible rows with
 -- the same key the one with the greatest seq counts.
 --
--- Damage. Every row but those of `chunk_ref` has in its last column the CRC-32C of the columns before it, and
--- `change` a sum over the rows of `chunk_ref` (docs/format.md says how). NULL in such a column stands for a row that
+-- Damage. Rows have in their last column the CRC-32C of the columns before it; those of `segment`, `operation` and
+-- `snapshot` have it in `seal`, those of `chunk_ref` are summed in `change` (docs/format.md says how). NULL in such a column stands for a row that
 -- was changed by hand, and is not checked.
 --
 -- Times are integers, UTC, since 1970: microseconds unless the column says nanoseconds.
@@ -35,7 +35,6 @@ CREATE TABLE segment (
   seg        INTEGER PRIMARY KEY,                 -- the seq of the snapshot that opened it, which may be gone
   parent_seg INTEGER REFERENCES segment (seg),    -- segment it forked from; NULL for the first of all
   fork_seq   INTEGER,                             -- greatest seq of parent_seg that it sees
-  crc32c     INTEGER,                             -- of the row
   CHECK ((parent_seg IS NULL) = (fork_seq IS NULL)),
   CHECK (parent_seg IS NULL OR (parent_seg <= fork_seq AND fork_seq < seg))
 ) STRICT;
@@ -45,8 +44,7 @@ CREATE TABLE operation (
   id      INTEGER PRIMARY KEY,  -- repository-wide, increasing; no row is ever deleted
   done_at INTEGER NOT NULL,     -- microseconds
   kind    TEXT NOT NULL,        -- Icechunk's update types: NewCommit, BranchCreated, TagDeleted, ...
-  detail  TEXT NOT NULL,        -- JSON object: the names and snapshot ids concerned
-  crc32c  INTEGER               -- of the row
+  detail  TEXT NOT NULL         -- JSON object: the names and snapshot ids concerned
 ) STRICT;
 
 -- snapshot: one committed state of the whole hierarchy.
@@ -58,8 +56,16 @@ CREATE TABLE snapshot (
   written_at INTEGER NOT NULL,                               -- microseconds
   message    TEXT NOT NULL,                                  -- what the author said
   metadata   TEXT NOT NULL,                                  -- JSON object
-  crc32c     INTEGER,                                        -- of the row
   CHECK (seg <= seq AND parent_seq < seq)
+) STRICT;
+
+-- seal: the checksums of what shares one numbering: an operation, the snapshot that it wrote, the segment that this
+-- opened. Each is the CRC-32C of a row there; NULL, or no row here, stands for one that is not checked.
+CREATE TABLE seal (
+  id        INTEGER PRIMARY KEY REFERENCES operation (id),  -- operation.id, snapshot.seq, segment.seg
+  operation INTEGER,  -- of that row of operation
+  snapshot  INTEGER,  -- of that row of snapshot
+  segment   INTEGER   -- of that row of segment
 ) STRICT;
 
 -- branch: a movable name for a snapshot.

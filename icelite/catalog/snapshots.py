@@ -32,13 +32,15 @@ WITH RECURSIVE lineage (seg, bound) AS (
 """
 SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage LIMIT 100001"
 LINEAGE_ROW = types(int, int)
-INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq, crc32c) VALUES (?, ?, ?, ?)"
+INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
+SEAL_SEGMENT = "INSERT INTO seal (id, segment) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET segment = ?2"
 INSERT_SNAPSHOT = """
-INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata, crc32c) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+SEAL_SNAPSHOT = "INSERT INTO seal (id, snapshot) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET snapshot = ?2"
 SELECT_FIRST = "SELECT seq, seg FROM snapshot WHERE id = ?"
 REPLACE_FIRST_SNAPSHOT = """
-UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5, crc32c = ?6 WHERE seq = ?1
+UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5 WHERE seq = ?1
 """
 SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
 SELECT_ID = "SELECT id FROM snapshot WHERE seq = ?"
@@ -144,11 +146,13 @@ def insert_first_snapshot(txn: Transaction, seq: int, written_at: int) -> None:
     """The empty snapshot that every history begins with; id and message are Icechunk's."""
     _insert_segment(txn, seq, None, None)
     row = seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"
-    txn.run(INSERT_SNAPSHOT, (*row, row_crc(*row)))
+    txn.run(INSERT_SNAPSHOT, row)
+    txn.run(SEAL_SNAPSHOT, (seq, row_crc(*row)))
 
 
 def _insert_segment(txn: Transaction, *row: int | None) -> None:
-    txn.run(INSERT_SEGMENT, (*row, row_crc(*row)))
+    txn.run(INSERT_SEGMENT, row)
+    txn.run(SEAL_SEGMENT, (row[0], row_crc(*row)))
 
 
 def replace_first_snapshot(txn: Transaction, info: SnapshotInfo) -> None:
@@ -157,7 +161,8 @@ def replace_first_snapshot(txn: Transaction, info: SnapshotInfo) -> None:
     if first is None:
         raise _no_snapshot(1)
     values = to_microseconds(info.written_at), info.message, json.dumps(info.metadata)
-    txn.run(REPLACE_FIRST_SNAPSHOT, (first[0], info.id, *values, row_crc(*first, info.id, None, *values)))
+    txn.run(REPLACE_FIRST_SNAPSHOT, (first[0], info.id, *values))
+    txn.run(SEAL_SNAPSHOT, (first[0], row_crc(*first, info.id, None, *values)))
 
 
 def insert_snapshot(
@@ -189,7 +194,8 @@ def insert_snapshot(
         _insert_segment(txn, seg, parent.seg, parent.seq)
     known_parent = parent.seq if parent_seq is None else parent_seq
     row = seq, seg, snapshot_id, known_parent, written_at, message, json.dumps(metadata)
-    txn.run(INSERT_SNAPSHOT, (*row, row_crc(*row)))
+    txn.run(INSERT_SNAPSHOT, row)
+    txn.run(SEAL_SNAPSHOT, (seq, row_crc(*row)))
     return View(seg, seq, bounds)
 
 

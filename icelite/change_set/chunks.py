@@ -22,7 +22,7 @@ from icelite.catalog.locations import INLINE, check_objects, intern_location, lo
 from icelite.catalog.operations import now
 from icelite.catalog.payloads import check_size, insert_payload
 from icelite.catalog.permissions import check_online
-from icelite.catalog.remote import repeat_write
+from icelite.catalog.repeating import repeat_write
 from icelite.change_set.native import Native
 from icelite.change_set.tally import BLOCK_ROWS, LocationIds, Tally, read_tally
 from icelite.types import ChunkRef, ChunkType, Location, View, chunk_name, chunk_position

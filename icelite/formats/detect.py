@@ -13,6 +13,8 @@ from icelite.formats.source import SourceFile
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
 
+    from icelite.virtual.reading import FileReaders
+
 _HEAD_BYTES = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LARGEST_USERBLOCK = 1 << 20
@@ -72,7 +74,10 @@ def format_of_name(name: str) -> Format:
 
 
 def find_format(
-    url_or_path: str | os.PathLike[str], *, filesystem: Any = None, registry: ObjectStoreRegistry[Any] | None = None
+    url_or_path: str | os.PathLike[str],
+    *,
+    filesystem: Any = None,
+    registry: FileReaders | ObjectStoreRegistry[Any] | None = None,
 ) -> Format:
     """The format of a file, or of a directory, by its content.
 

@@ -1,12 +1,19 @@
 """FITS: astropy reads the headers; images are referenced, tables and compressed images are copied with astropy.
 
+A table is one variable of records. If it has columns of vectors or of variable length, each column is a variable, and
+so are data and parameters of random groups. A part that astropy does not read is left out.
+
 Integers keep their type where astropy keeps it (unsigned ones are stored as signed with ``BZERO``); other scaled
 images are packed values, with ``BSCALE`` and ``BZERO`` as ``scale_factor`` and ``add_offset``.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
+import warnings
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +21,12 @@ from astropy.io import fits
 
 from icelite.formats.manifests import build_array
 from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
-from icelite.formats.source import SourceFile
+from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
 
 _STORED = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_OF_COLUMNS = re.compile(r"(TFIELDS|THEAP|T[A-Z]{3,4}\d+)")
+_MOST_BYTES = 1 << 30
 _TEXT = {"COMMENT", "HISTORY", ""}
 _STRUCTURE = {"SIMPLE", "BITPIX", "EXTEND", "XTENSION", "PCOUNT", "GCOUNT", "BSCALE", "BZERO", "BLANK"}
 
@@ -29,28 +38,79 @@ def parse(
     if group:
         raise no_group(source, group, ())
     parsed = ParsedGroup()
-    with source.open() as stream, fits.open(stream, do_not_scale_image_data=True) as parts:
-        for index, (name, part) in enumerate(_named(parts)):
-            attributes = _attributes(part.header)
-            if index == 0:
-                parsed.attributes = attributes
-            if part.header.get("NAXIS", 0) == 0 or name in dropped:
-                continue
-            if _is_plain_image(part):
-                _add_image(parsed, source, name, part, attributes)
-            else:
-                parsed.copied[name] = _copy(source, stamp, name, part, attributes)
-    return parsed
+    with source.open() as stream, fits.open(stream) as parts:
+        for index, name, part in _named(parts):
+            try:
+                if part is None:
+                    raise ValueError("its header, and all parts behind it, cannot be read")
+                attributes = _attributes(part.header)
+                if index == 0:
+                    parsed.attributes = attributes
+                if part.header.get("NAXIS", 0) and name not in dropped:
+                    _add_part(parsed, source, stamp, index, name, part, attributes)
+            except Exception as error:  # noqa: BLE001  # of astropy, about this part: it does not cost the others
+                parsed.skipped[name] = f"astropy does not read it: {describe(error)}"
+    return parsed.without(dropped)
 
 
-def _named(parts: Any) -> Iterator[tuple[str, Any]]:
-    """The parts by names that differ: their own, or with their number."""
+def _named(parts: Any) -> Iterator[tuple[int, str, Any]]:
+    """The parts with their numbers, by names that differ: their own, or with their number; None for what is damaged."""
     taken: set[str] = set()
-    for index, part in enumerate(parts):
+    for index in itertools.count():  # read one after the other: how many there are is known at the end
+        part, is_last = _part_at(parts, index)
+        if part is None:
+            if not is_last:
+                yield index, str(index), None
+            return
         name = part.name or str(index)
         name = f"{name}_{index}" if name in taken else name
         taken.add(name)
-        yield name, part
+        yield index, name, part
+
+
+def _part_at(parts: Any, index: int) -> tuple[Any, bool]:
+    """A part; None behind the last one and for one with a damaged header, and whether it is the former."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            part = parts[index]
+        except IndexError:
+            part = None
+        except Exception:  # noqa: BLE001  # of astropy, about a header
+            return None, False
+    damaged = any("Error validating header" in str(warning.message) for warning in caught)
+    return part, part is None and not damaged
+
+
+def _add_part(
+    parsed: ParsedGroup,
+    source: SourceFile,
+    stamp: SourceStamp,
+    index: int,
+    name: str,
+    part: Any,
+    attributes: dict[str, Any],
+) -> None:
+    if _is_plain_image(part):
+        _add_image(parsed, source, name, part, attributes)
+        return
+    reason = f"Zarr has no codec for how it is stored ({type(part).__name__})"
+    columns = _columns(part)
+    if columns is None:
+        values = _values(part)
+        described = {"": (_dims(name, values.ndim), values, attributes)}
+    else:
+        described = {}
+        for column, values in columns.items():
+            where = f"{name}_{column}" if column else name
+            dims = (f"{name}_row", *(f"{where}_{axis}" for axis in range(1, values.ndim)))
+            described[column] = dims, values, _column_attributes(part, column, attributes)
+    for column, (dims, values, its) in described.items():
+        read = partial(read_values, index, column)
+        variable = f"{name}_{column}" if column else name
+        parsed.copied[variable] = Copied(
+            lazy_copy(source, stamp, variable, read, dims, values.shape, values.dtype, its), reason
+        )
 
 
 def _attributes(header: Any) -> dict[str, Any]:
@@ -116,12 +176,55 @@ def _unsigned(stored: np.dtype[Any], scale: float, offset: float) -> np.dtype[An
     return np.dtype("i1") if scale == 1 and stored.kind == "u" and offset == -128 else None
 
 
-def _copy(source: SourceFile, stamp: SourceStamp, name: str, part: Any, attributes: dict[str, Any]) -> Copied:
-    values = _values(part)
-    variable = lazy_copy(
-        source, stamp, name, read_values, _dims(name, values.ndim), values.shape, values.dtype, attributes
-    )
-    return Copied(variable, f"Zarr has no codec for how it is stored ({type(part).__name__})")
+def _columns(part: Any) -> dict[str, np.ndarray[Any, Any]] | None:
+    """Values by column, of parts that cannot be one variable: the data of random groups have no name.
+
+    A column of variable length becomes an array of the longest row, filled up with NaN or zeros, with the rows' lengths
+    beside it; one of text becomes text.
+    """
+    if isinstance(part, fits.GroupsHDU):
+        named = {key: part.data.par(key) for key in dict.fromkeys(part.data.parnames)}
+        return {"": _native(part.data.data)} | {key: _native(values) for key, values in named.items()}
+    if not isinstance(part, fits.BinTableHDU | fits.TableHDU) or isinstance(part, fits.CompImageHDU):
+        return None
+    columns = {key: np.asarray(part.data[key]) for key in part.data.names}
+    if all(values.ndim == 1 and values.dtype.kind != "O" for values in columns.values()):
+        return None
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for key, values in columns.items():
+        found |= _filled(key, values) if values.dtype.kind == "O" else {key: _native(values)}
+    return found
+
+
+def _filled(key: str, rows: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """A column of variable length as an array, and the lengths of its rows."""
+    parts = [np.ravel(np.asarray(row)) for row in rows]
+    if all(part.dtype.kind in "US" for part in parts):
+        return {key: np.array(["".join(part.astype(str)) for part in parts], dtype=str)}
+    lengths = np.array([part.size for part in parts], np.int64)
+    dtype = np.result_type(*parts).newbyteorder("=")
+    shape = (len(parts), int(lengths.max(initial=0)))
+    if np.prod(shape) * dtype.itemsize > _MOST_BYTES:
+        raise ValueError(f"the rows of its column {key!r} differ too much in length: up to {shape[1]} of {dtype}")
+    filled = np.full(shape, np.nan if dtype.kind in "fc" else 0, dtype)
+    for target, part in zip(filled, parts, strict=True):
+        target[: part.size] = part
+    return {key: filled, f"{key}_length": lengths}
+
+
+def _native(values: Any) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = np.asarray(values)
+    return found.astype(found.dtype.newbyteorder("="))
+
+
+def _column_attributes(part: Any, key: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The table's own cards, without those about columns, and the unit and null of this one."""
+    found = {card: value for card, value in attributes.items() if not _OF_COLUMNS.fullmatch(card)}
+    if key and not isinstance(part, fits.GroupsHDU) and key in part.columns.names:
+        column = part.columns[key]
+        found |= {"units": str(column.unit)} if column.unit else {}
+        found |= {"null": column.null} if isinstance(column.null, int | str) else {}
+    return found
 
 
 def _values(part: Any) -> np.ndarray[Any, Any]:
@@ -135,10 +238,11 @@ def _values(part: Any) -> np.ndarray[Any, Any]:
         for key, column in fields:
             plain[key] = column
         return plain
-    return values.astype(values.dtype.newbyteorder("="))
+    return _native(values)
 
 
-def read_values(source: SourceFile, name: str, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
-    """Values of one part."""
+def read_values(index: int, column: str, source: SourceFile, name: str, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """Values of one part, or of a column of it."""
     with source.open() as stream, fits.open(stream) as parts:
-        return np.asarray(_values(dict(_named(parts))[name])[key])
+        columns = _columns(parts[index])
+        return np.asarray((_values(parts[index]) if columns is None else columns[column])[key])

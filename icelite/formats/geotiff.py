@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from icelite.formats.geotiff_crs import build_crs, find_code, find_unit
+
 if TYPE_CHECKING:
     from tifffile import TiffFile
 
-_USER_DEFINED = 32767
 _IS_POINT = 2
+_GEOGRAPHIC = 2
+_DEGREE = "degree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,17 @@ def describe_grid(tiff: TiffFile, page: Any) -> Grid:
     tags = page.geotiff_tags if page.is_geotiff else {}
     transform = _find_transform(page, tags)
     crs = _describe_crs(tags)
-    if transform is None and not crs:
+    if transform is None and set(crs) <= {"unit"}:
         return Grid()
     attributes = {"AREA_OR_POINT": "Point"} if _is_point(tags) else {"AREA_OR_POINT": "Area"}
     variables: dict[str, xr.Variable] = {}
     if transform is not None:
-        variables |= _coordinates(transform, page.imagewidth, page.imagelength, bool(crs.get("is_geographic")))
+        variables |= _coordinates(transform, page.imagewidth, page.imagelength, crs.pop("unit", None))
         a, b, c, d, e, f = transform
         crs["GeoTransform"] = " ".join(map(repr, (c, a, b, f, d, e)))  # GDAL's order
-    crs.pop("is_geographic", None)
+    elif points := _ground_control_points(page):
+        crs["gcps"] = points
+    crs.pop("unit", None)
     variables["spatial_ref"] = xr.Variable((), np.int64(0), crs)
     return Grid(variables, attributes, {"grid_mapping": "spatial_ref"})
 
@@ -73,15 +79,33 @@ def _find_transform(page: Any, tags: dict[str, Any]) -> tuple[float, ...] | None
     return a, b, c, d, e, f
 
 
-def _coordinates(transform: tuple[float, ...], width: int, height: int, geographic: bool) -> dict[str, xr.Variable]:
+def _ground_control_points(page: Any) -> str | None:
+    """Points whose places are known, as GeoJSON: that is how rioxarray keeps them."""
+    tie = page.tags.get("ModelTiepointTag")
+    if tie is None or len(tie.value) < 12 or page.tags.get("ModelPixelScaleTag") is not None:
+        return None
+    numbers = np.asarray(tie.value, float)
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"id": str(number), "info": "", "row": row, "col": column},
+            "geometry": {"type": "Point", "coordinates": [x, y, z]},
+        }
+        for number, (column, row, _, x, y, z) in enumerate(numbers[: numbers.size // 6 * 6].reshape(-1, 6).tolist(), 1)
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features})
+
+
+def _coordinates(transform: tuple[float, ...], width: int, height: int, unit: str | None) -> dict[str, xr.Variable]:
     a, b, c, d, e, f = transform
     columns, rows = np.arange(width), np.arange(height)
     first_x, first_y = a * 0.5 + b * 0.5 + c, d * 0.5 + e * 0.5 + f
+    geographic = unit == _DEGREE
     kinds = ("longitude", "latitude") if geographic else ("projection_x_coordinate", "projection_y_coordinate")
-    units = ("degrees_east", "degrees_north") if geographic else ("metre", "metre")
+    units = ("degrees_east", "degrees_north") if geographic else (unit, unit)
     described = [
-        {"axis": axis, "standard_name": kind, "units": unit}
-        for axis, kind, unit in zip("XY", kinds, units, strict=True)
+        {"axis": axis, "standard_name": kind} | ({} if each is None else {"units": each})
+        for axis, kind, each in zip("XY", kinds, units, strict=True)
     ]
     if b == 0 and d == 0:
         x, y = columns * a + first_x, rows * e + first_y
@@ -94,23 +118,23 @@ def _coordinates(transform: tuple[float, ...], width: int, height: int, geograph
 
 
 def _describe_crs(tags: dict[str, Any]) -> dict[str, Any]:
-    """Attributes of the grid mapping, as CF has them if pyproj is there; else the code alone."""
-    codes = [int(tags.get(key) or 0) for key in ("ProjectedCSTypeGeoKey", "GeographicTypeGeoKey")]
-    projected, geographic = (code if 0 < code < _USER_DEFINED else 0 for code in codes)
-    user_defined = codes[0] == _USER_DEFINED
-    code = projected or (0 if user_defined else geographic)
-    found: dict[str, Any] = {key: str(tags[key]) for key in ("GTCitationGeoKey", "PCSCitationGeoKey") if key in tags}
-    if not code:
-        return {name.removesuffix("GeoKey"): text for name, text in found.items()}
-    attributes: dict[str, Any] = {"epsg_code": f"EPSG:{code}", "is_geographic": not projected}
+    """Attributes of the grid mapping, as CF has them if pyproj is there, and the unit of the coordinates."""
+    code = find_code(tags)
+    keys = ("GTCitationGeoKey", "PCSCitationGeoKey")
+    attributes: dict[str, Any] = {"epsg_code": f"EPSG:{code}"} if code else {}
+    is_geographic = int(tags.get("GTModelTypeGeoKey") or 0) == _GEOGRAPHIC
+    attributes["unit"] = _DEGREE if is_geographic else find_unit(tags)
     try:
-        import pyproj
+        crs = build_crs(tags)
     except ImportError:
-        return attributes
-    try:
-        crs = pyproj.CRS.from_epsg(code)
-    except pyproj.exceptions.CRSError:  # a code of GeoTIFF's that is no longer EPSG's
-        return attributes
+        crs = None
+    if crs is None:
+        cited = {key.removesuffix("GeoKey"): str(tags[key]) for key in keys if key in tags}
+        return (attributes if code else cited | attributes) if code or cited else {}
     described = {key: list(value) if isinstance(value, tuple) else value for key, value in crs.to_cf().items()}
     wkt = crs.to_wkt()
-    return attributes | described | {"crs_wkt": wkt, "spatial_ref": wkt, "is_geographic": crs.is_geographic}
+    if not crs.is_geographic and crs.axis_info:
+        attributes["unit"] = crs.axis_info[0].unit_name
+    elif crs.is_geographic:
+        attributes["unit"] = _DEGREE
+    return attributes | described | {"crs_wkt": wkt, "spatial_ref": wkt}

@@ -18,9 +18,10 @@ from h5py import h5d
 from icelite.formats.hdf5_attributes import Attributes
 from icelite.formats.hdf5_dimensions import PREFIX, Group, Survey, is_dimension_only
 from icelite.formats.hdf5_files import find_problem_elsewhere, open_hdf5, reopened
-from icelite.formats.hdf5_layout import Layout, describe_filter, filters_of, find_layout
+from icelite.formats.hdf5_layout import DatasetLayout, describe_filter, filters_of, find_layout
 from icelite.formats.manifests import is_fill_value, json_attributes, packing_attributes
 from icelite.formats.names import stored_name
+from icelite.formats.packing import FILL_TEXT, fill_text
 from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
 from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
@@ -89,15 +90,15 @@ class _Parsing:
         path = f"{group.path}/{name}"
         plain = self._name(name.removeprefix(PREFIX), (*parsed.arrays, *parsed.copied, *parsed.groups))
         attributes = self._attributes(path, Attributes(dataset))
-        layout: Layout | str = "it is in another file (an external link)"
+        layout: DatasetLayout | str = "it is in another file (an external link)"
         if dataset.file.filename == self._file.filename:
             layout = find_layout(path.lstrip("/"), dataset)
         fill = attributes.get("_FillValue")
-        if isinstance(layout, Layout) and fill is not None and not is_fill_value(fill, layout.dtype):
-            layout = "its _FillValue is text, or no value of its type, which Zarr has no form for"
+        if isinstance(layout, DatasetLayout) and fill is not None and not _is_fill(fill, layout.dtype):
+            layout = "its _FillValue is no value of its type, which Zarr has no form for"
         dims, shape = self._survey.names(group, name), self._survey.sizes(group, name)
         dims = tuple(stored_name(dim, ()) for dim in dims)
-        if isinstance(layout, Layout):
+        if isinstance(layout, DatasetLayout):
             inner = layout.shape[len(shape) :]
             dims += tuple(f"{plain}_{index}" for index in range(len(inner)))
             parsed.arrays[plain] = layout.build(
@@ -125,7 +126,8 @@ class _Parsing:
         dims += tuple(f"{path.rpartition('/')[2]}_{index}" for index in range(len(inner)))
         shape += inner
         if "_FillValue" in attributes and not is_fill_value(attributes["_FillValue"], dtype):
-            del attributes["_FillValue"]
+            fill = attributes.pop("_FillValue")
+            attributes |= {FILL_TEXT: fill_text(fill)} if dtype.kind == "S" and isinstance(fill, str) else {}
         if dataset.id.get_create_plist().get_layout() == h5d.COMPACT and math.prod(shape) * dtype.itemsize <= (
             _SMALL_BYTES
         ):
@@ -133,6 +135,10 @@ class _Parsing:
             encoding = {} if "_FillValue" in attributes else {"_FillValue": None}
             return xr.Variable(dims, values, attributes, encoding)
         return lazy_copy(self._source, self._stamp, path, read_values, dims, shape, dtype, attributes)
+
+
+def _is_fill(fill: Any, dtype: np.dtype[Any]) -> bool:
+    return is_fill_value(fill, dtype) or (dtype.kind == "S" and isinstance(fill, str))
 
 
 def find_unreadable(dataset: h5py.Dataset) -> str | None:

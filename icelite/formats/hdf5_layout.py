@@ -28,7 +28,11 @@ _COMPLEXES = tuple(
     for order, mark in (("LE", "<"), ("BE", ">"))
     if hasattr(h5t, "COMPLEX_IEEE_F32LE")  # HDF5 2
 )
-_INTEGERS = (h5t.INTEGER, h5t.BITFIELD)
+_BITFIELDS = tuple(
+    (getattr(h5t, f"STD_B{8 * size}{order}"), np.dtype(f"{mark}u{size}"))
+    for size in (1, 2, 4, 8)
+    for order, mark in (("LE", "<"), ("BE", ">"))
+)
 _DEFLATE, _SHUFFLE, _FLETCHER32, _BLOSC, _ZSTD = 1, 2, 3, 32001, 32015
 _COMPRESSORS = (_DEFLATE, _BLOSC, _ZSTD)
 _BLOSC_NAMES = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
@@ -40,7 +44,7 @@ Filter = tuple[int, tuple[int, ...]]  # number and settings
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class DatasetLayout:
     """A dataset that was recognised in full.
 
     Attributes
@@ -94,7 +98,7 @@ class Layout:
         return (self.offsets[0], self.lengths[0]) if self.where is None else (self.offsets, self.lengths)
 
 
-def find_layout(path: str, dataset: h5py.Dataset) -> Layout | str:
+def find_layout(path: str, dataset: h5py.Dataset) -> DatasetLayout | str:
     """The layout of a dataset at a path of its file, or why its bytes cannot be referenced."""
     space = dataset.id.get_space()
     if space.get_simple_extent_type() == h5s.NULL:
@@ -138,7 +142,7 @@ def find_dtype(kind: Any) -> np.dtype[Any] | str:
     if number == h5t.ENUM:
         whole = find_dtype(kind.get_super())
         return np.dtype(bool) if isinstance(whole, np.dtype) and _is_bool(kind) else whole
-    if number in _INTEGERS:
+    if number == h5t.INTEGER:
         return _find_integer(kind)
     if number == h5t.FLOAT:
         known = any(kind.equal(each) for each in _FLOATS)
@@ -152,7 +156,7 @@ def find_dtype(kind: Any) -> np.dtype[Any] | str:
     if number == h5t.ARRAY:
         base = find_dtype(kind.get_super())
         return base if isinstance(base, str) else np.dtype((base, kind.get_array_dims()))
-    for each, dtype in _COMPLEXES:
+    for each, dtype in (*_COMPLEXES, *_BITFIELDS):
         if kind.equal(each):
             return dtype
     return f"its values are of a type that Zarr has no form for (HDF5 class {number})"
@@ -168,9 +172,8 @@ def _find_integer(kind: Any) -> np.dtype[Any] | str:
         return f"its integers use {kind.get_precision()} of {8 * size} bits, from bit {kind.get_offset()} on"
     if size > 1 and kind.get_order() not in (h5t.ORDER_LE, h5t.ORDER_BE):
         return f"its integers have the byte order {kind.get_order()}"
-    signed = kind.get_class() == h5t.INTEGER and kind.get_sign() == h5t.SGN_2
     order = ">" if kind.get_order() == h5t.ORDER_BE else "<"
-    return np.dtype(f"{order}{'i' if signed else 'u'}{size}")
+    return np.dtype(f"{order}{'i' if kind.get_sign() == h5t.SGN_2 else 'u'}{size}")
 
 
 def _find_string(kind: Any) -> np.dtype[Any] | str:
@@ -254,17 +257,17 @@ def _find_codec(number: int, settings: tuple[int, ...], size: int) -> dict[str, 
 
 def _find_chunks(
     path: str, dataset: h5py.Dataset, plist: Any, shape: tuple[int, ...], dtype: np.dtype[Any], codecs: list[Any]
-) -> Layout | str:
+) -> DatasetLayout | str:
     fill = _fill_value(plist, dtype)
     nothing = np.empty(0, np.int64)
     if plist.get_layout() == h5d.CONTIGUOUS:
         offset, length = dataset.id.get_offset(), math.prod(shape) * dtype.itemsize
         chunks = tuple(max(size, 1) for size in shape)
         if offset is None or not dataset.id.get_storage_size():
-            return Layout(shape, chunks, dtype, fill, codecs, None, nothing, nothing)
+            return DatasetLayout(shape, chunks, dtype, fill, codecs, None, nothing, nothing)
         if dataset.id.get_storage_size() != length:
             return f"it has {dataset.id.get_storage_size()} bytes where {length} are expected"
-        return Layout(shape, chunks, dtype, fill, codecs, None, np.array([offset]), np.array([length]))
+        return DatasetLayout(shape, chunks, dtype, fill, codecs, None, np.array([offset]), np.array([length]))
     stored: list[Any] = []
     dataset.id.chunk_iter(stored.append)
     unit = plist.get_chunk()
@@ -278,7 +281,7 @@ def _find_chunks(
     lengths = np.fromiter((chunk.size for chunk in stored), np.int64, count)
     if chunks != unit:
         lengths[:] = math.prod(chunks) * dtype.itemsize
-    return Layout(shape, chunks, dtype, fill, codecs, where, offsets, lengths, gaps)
+    return DatasetLayout(shape, chunks, dtype, fill, codecs, where, offsets, lengths, gaps)
 
 
 def _trimmed(unit: tuple[int, ...], shape: tuple[int, ...], filtered: bool) -> tuple[int, ...]:
@@ -300,7 +303,7 @@ def _fill_value(plist: Any, dtype: np.dtype[Any]) -> Any:
     return value[()].item() if dtype.names is None else value[()]
 
 
-def _with_inner(layout: Layout) -> Layout | str:
+def _with_inner(layout: DatasetLayout) -> DatasetLayout | str:
     """The layout of elements that are arrays, whose dimensions become the last ones of the Zarr array."""
     inner = layout.dtype.shape
     if not inner:
@@ -310,7 +313,7 @@ def _with_inner(layout: Layout) -> Layout | str:
     where = layout.where
     if where is not None:
         where = np.concatenate([where, np.zeros((len(where), len(inner)), np.int64)], axis=1)
-    return Layout(
+    return DatasetLayout(
         (*layout.shape, *inner),
         (*layout.chunks, *inner),
         layout.dtype.base,

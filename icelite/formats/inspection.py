@@ -20,7 +20,7 @@ import numpy as np
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.formats.packing import PACKING_KEYS, Named
-from icelite.formats.parsed import Gap, Inspection
+from icelite.formats.parsed import FileInspection, Gap
 from icelite.virtual.urls import existing_path, file_path
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SourceStream(io.RawIOBase):
         return len(data)
 
 
-def inspect_source(access: VirtualAccess, url: str, stamp: SourceStamp, *, chunks: bool) -> Inspection:
+def inspect_source(access: VirtualAccess, url: str, stamp: SourceStamp, *, chunks: bool) -> FileInspection:
     """Inspect a file that another parser parsed; nothing is found in formats that keep nothing from references.
 
     Parameters
@@ -136,13 +136,13 @@ def _stream(source: Source, stamp: SourceStamp) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(SourceStream(source, stamp.size or 0)))
 
 
-def _inspect(stream: BinaryIO, size: int, *, chunks: bool) -> Inspection:
+def _inspect(stream: BinaryIO, size: int, *, chunks: bool) -> FileInspection:
     start = stream.read(len(_MAGIC))
     stream.seek(0)
     if start[:3] == b"CDF":
         return _inspect_netcdf3(stream)
     if not _is_hdf5(stream, start, size):
-        return Inspection()
+        return FileInspection()
     import h5py
 
     from icelite.formats.hdf5_files import register_filters
@@ -166,14 +166,14 @@ def _is_hdf5(stream: BinaryIO, start: bytes, size: int) -> bool:
     return False
 
 
-def _inspect_netcdf3(stream: BinaryIO) -> Inspection:
+def _inspect_netcdf3(stream: BinaryIO) -> FileInspection:
     from icelite.formats.netcdf3 import read_header
 
     variables = read_header(stream).variables
-    return Inspection(packed=tuple(_packed(variable.name, variable.attributes) for variable in variables))
+    return FileInspection(packed=tuple(_packed(variable.name, variable.attributes) for variable in variables))
 
 
-def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> Inspection:
+def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> FileInspection:
     import h5py
 
     names: list[str] = []
@@ -196,7 +196,7 @@ def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> Inspection:
             unfiltered.update(_find_gaps(path, node))
 
     file.visititems(visit)
-    return Inspection(frozenset(names), unfiltered, tuple(detached), tuple(one for one in packed if one[1]), chunks)
+    return FileInspection(frozenset(names), unfiltered, tuple(detached), tuple(one for one in packed if one[1]), chunks)
 
 
 def _packed(name: str, attributes: Mapping[str, Any]) -> Named:

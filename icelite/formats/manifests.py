@@ -10,7 +10,7 @@ import numpy as np
 from virtualizarr.manifests import ChunkManifest, ManifestArray
 from xarray.backends.zarr import FillValueCoder
 
-from icelite.formats.packing import PACKING_KEYS
+from icelite.formats.packing import FILL_TEXT, PACKING_KEYS, fill_text
 from icelite.virtualizarr.arrays import chunk_shape
 
 INLINED = "__inlined__"  # the path that VirtualiZarr gives a chunk that it holds itself
@@ -129,6 +129,8 @@ def json_attributes(attributes: Mapping[str, Any], dtype: np.dtype[Any] | None =
         fill = plain.pop("_FillValue")
         if is_fill_value(attributes["_FillValue"], dtype):
             plain["_FillValue"] = FillValueCoder.encode(dtype.type(np.ravel(fill)[0]), dtype)
+        elif dtype.kind == "S" and isinstance(attributes["_FillValue"], str | bytes):
+            plain[FILL_TEXT] = fill_text(attributes["_FillValue"])
     return plain
 
 

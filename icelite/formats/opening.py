@@ -9,20 +9,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import quote, unquote
 
 import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.detect import Format, find_format, format_of_name
-from icelite.formats.parsed import INSPECTED, Inspection, ParsedGroup, check_unchanged, descend
-from icelite.formats.source import SourceFile, describe
+from icelite.formats.parsed import INSPECTED, OWN_COORDINATES, FileInspection, ParsedGroup, check_unchanged, descend
+from icelite.formats.source import Registry, SourceFile, describe
 
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
-    from virtualizarr.manifests import ManifestArray
 
     from icelite.types import SourceStamp
+    from icelite.virtual.reading import FileReaders
 
 # What each module's ``parse(source, stamp, group, dropped, whole_tree)`` reads; imported when it is needed.
 _MODULES = {
@@ -48,7 +47,7 @@ def open_virtual(
     decode_times: bool | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
     on_unreadable: Literal["skip", "raise"] = "skip",
-    registry: ObjectStoreRegistry[Any] | None = None,
+    registry: FileReaders | ObjectStoreRegistry[Any] | None = None,
 ) -> xr.Dataset:
     """One group of a file as a dataset whose variables are references to the file's own chunks.
 
@@ -93,7 +92,7 @@ def open_virtual(
         if loadable_variables is not None:
             loadable_variables = list(loadable_variables)
             _check_names(parsed, source, loadable_variables, "loadable_variables")
-        dataset = _build_dataset(parsed, _registry(source), loadable_variables, decode_times)
+        dataset = _build_dataset(parsed, source.stores, loadable_variables, decode_times)
     check_unchanged(source, stamp)
     return _with_record(dataset, source, stamp, parsed.reasons, parsed)
 
@@ -108,7 +107,7 @@ def open_virtual_tree(
     decode_times: bool | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
     on_unreadable: Literal["skip", "raise"] = "skip",
-    registry: ObjectStoreRegistry[Any] | None = None,
+    registry: FileReaders | ObjectStoreRegistry[Any] | None = None,
 ) -> xr.DataTree:
     """All groups of a file, as `open_virtual` does one.
 
@@ -136,11 +135,19 @@ def open_virtual_tree(
     with _library_errors(source):
         for path, node in parsed.walk():
             names = None if wanted is None else wanted & (node.arrays.keys() | node.copied.keys())
-            datasets[path or "/"] = _build_dataset(node, _registry(source), names, decode_times)
+            dataset = _build_dataset(node, source.stores, names, decode_times)
+            dataset.encoding[OWN_COORDINATES] = [str(name) for name in dataset.coords]  # a tree drops inherited ones
+            datasets[path or "/"] = dataset
             copies |= {f"{path}/{name}".lstrip("/"): reason for name, reason in node.reasons.items()}
     check_unchanged(source, stamp)
     datasets["/"] = _with_record(datasets["/"], source, stamp, copies, parsed)
-    return xr.DataTree.from_dict(datasets)
+    try:
+        return xr.DataTree.from_dict(datasets)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{source.url!r} has groups that do not fit into one tree: {describe(error)}; open one at a time (group=)",
+            ErrorKind.INVALID_ARGUMENT,
+        ) from error
 
 
 def _parse(
@@ -148,7 +155,7 @@ def _parse(
     parser: Any,
     group: str | None,
     choices: Mapping[str, str],
-    registry: ObjectStoreRegistry[Any] | None,
+    registry: FileReaders | ObjectStoreRegistry[Any] | None,
     drop_variables: Iterable[str],
     *,
     whole_tree: bool = False,
@@ -159,8 +166,6 @@ def _parse(
                 f"{name} must be {' or '.join(map(repr, _CHOICES[name]))}, not {choice!r}", ErrorKind.INVALID_ARGUMENT
             )
     source = SourceFile.locate(url_or_path, registry=registry)
-    with _library_errors(source):
-        source = replace(source, registry=_registry(source))
     stamp = source.stamp()
     parse = _find_parse(source, parser)
     dropped = frozenset(drop_variables)
@@ -179,9 +184,15 @@ def _parse(
 
 
 def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
+    if type(parser).__name__ == "DMRPPParser":
+        module = import_module("icelite.formats.dmrpp")
+        return lambda source, stamp, group, dropped, whole_tree: descend(module.parse(source, parser), group, source)
     if not isinstance(parser, str):
+        lists = type(parser).__name__ == "ZarrParser"
         return lambda source, stamp, group, dropped, whole_tree: descend(
-            ParsedGroup.of_store(parser(url=source.url, registry=source.registry)), group, source
+            ParsedGroup.of_store(parser(source.url, source.directory_stores if lists else source.stores)),
+            group,
+            source,
         )
     form = find_format(source.url, registry=source.registry) if parser == "auto" else format_of_name(parser)
     if form not in _MODULES:
@@ -192,16 +203,6 @@ def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
         )
     module = import_module(f"icelite.formats.{_MODULES[form]}")
     return cast("Callable[..., ParsedGroup]", module.parse)
-
-
-def _registry(source: SourceFile) -> ObjectStoreRegistry[Any]:
-    """The caller's object stores, or for a local file one of the whole file system."""
-    from obspec_utils.registry import ObjectStoreRegistry
-    from obstore.store import LocalStore
-
-    if source.path is None and source.registry is not None:
-        return source.registry
-    return ObjectStoreRegistry({"file://": LocalStore()})
 
 
 @contextmanager
@@ -254,13 +255,13 @@ def _with_record(
     }
     if parsed.inspected:
         gaps = {at: gap for _, node in nodes for at, gap in node.unfiltered.items()}
-        dataset.encoding[INSPECTED] = {source.url: Inspection(unfiltered=gaps)}
+        dataset.encoding[INSPECTED] = {source.url: FileInspection(unfiltered=gaps)}
     return dataset
 
 
 def _build_dataset(
     group: ParsedGroup,
-    registry: ObjectStoreRegistry[Any],
+    registry: Registry,
     loadable_variables: Iterable[str] | None,
     decode_times: bool | None,
 ) -> xr.Dataset:
@@ -308,13 +309,14 @@ def _names_to_load(group: ParsedGroup, names: Iterable[str] | None) -> set[str]:
     return set(names) - group.made.keys()
 
 
-def _load(
-    group: ParsedGroup, wanted: set[str], registry: ObjectStoreRegistry[Any], decode_times: bool | None
-) -> xr.Dataset:
+def _load(group: ParsedGroup, wanted: set[str], registry: Registry, decode_times: bool | None) -> xr.Dataset:
     """The variables to load, decoded as xarray does, and read."""
     if not wanted:
         return xr.Dataset()
     loaded = _decode(group, wanted, registry, decode_times)
+    for variable in loaded.variables.values():
+        if {"_FillValue", "missing_value"} <= variable.encoding.keys():  # both are NaN now, and xarray writes only one
+            del variable.encoding["missing_value"]
     return (
         loaded[sorted(wanted)]
         .reset_coords(drop=False)
@@ -322,42 +324,21 @@ def _load(
     )
 
 
-def _decode(
-    group: ParsedGroup, wanted: set[str], registry: ObjectStoreRegistry[Any], decode_times: bool | None
-) -> xr.Dataset:
-    from obspec_utils.registry import ObjectStoreRegistry
+def _decode(group: ParsedGroup, wanted: set[str], registry: Registry, decode_times: bool | None) -> xr.Dataset:
     from virtualizarr.manifests import ManifestGroup, ManifestStore
 
     arrays = {name: array for name, array in group.arrays.items() if name in wanted}
-    if any(mark in url for url in _urls(arrays) for mark in "#?"):
-        arrays = {name: array.rename_paths(_quoted) for name, array in arrays.items()}
-        registry = ObjectStoreRegistry({"file://": _QuotedFiles()})
     store = ManifestStore(ManifestGroup(arrays=arrays, attributes={}), registry=registry)
     with xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None, decode_cf=False) as referenced:
         raw = referenced.assign({name: copied.variable for name, copied in group.copied.items() if name in wanted})
+        for name in raw.variables:
+            raw.variables[name].attrs.update(group.packing.get(str(name), {}))
         try:
             return xr.decode_cf(raw, decode_times=decode_times is not False).load()
         except ValueError:
             if decode_times is not None:
                 raise
             return xr.decode_cf(raw, decode_times=False).load()  # a unit of time that only its reader can decode
-
-
-def _urls(arrays: Mapping[str, ManifestArray]) -> set[str]:
-    return {url for array in arrays.values() for url in array.manifest.iter_nonempty_paths() if url.startswith("file:")}
-
-
-def _quoted(url: str) -> str:
-    return "file://" + quote(url.removeprefix("file://")) if url.startswith("file://") else url
-
-
-class _QuotedFiles:
-    """Local files by quoted paths: VirtualiZarr takes what follows ``#`` or ``?`` for no part of a name."""
-
-    async def get_range_async(self, path: str, *, start: int, end: int) -> bytes:
-        with open("/" + unquote(path).lstrip("/"), "rb") as stream:  # noqa: ASYNC230  # a coordinate's few bytes
-            stream.seek(start)
-            return stream.read(end - start)
 
 
 def _check_names(group: ParsedGroup, source: SourceFile, names: Iterable[str], argument: str) -> None:

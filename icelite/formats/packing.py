@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 
 PACKING_DTYPES = "icelite_packing_dtypes"
+FILL_TEXT = "icelite_fill_text"  # the _FillValue of text, which xarray cannot read from Zarr's metadata
 PACKING_KEYS = ("scale_factor", "add_offset")
 
 _ITEM = re.compile(
@@ -93,10 +94,12 @@ def _plain(packing: Packing) -> Packing:
 
 
 def restore_dtypes(variable: xr.Variable, name: str) -> xr.Variable:
-    """The undecoded variable with its packing attributes as its file had them, and without `PACKING_DTYPES`.
+    """The undecoded variable with its packing attributes and fill text as its file had them, without the hints.
 
     A hint that is not about the variable's numbers, or not as icelite writes it, is ignored with a warning.
     """
+    if FILL_TEXT in variable.attrs:
+        variable = _with_fill(variable)
     if PACKING_DTYPES not in variable.attrs:
         return variable
     attributes = dict(variable.attrs)
@@ -110,6 +113,21 @@ def restore_dtypes(variable: xr.Variable, name: str) -> xr.Variable:
         )
     variable = variable.copy(deep=False)
     variable.attrs = attributes | (typed or {})
+    return variable
+
+
+def fill_text(value: str | bytes) -> str:
+    """A ``_FillValue`` of text as `FILL_TEXT` holds it."""
+    return (value.encode() if isinstance(value, str) else bytes(value)).decode("latin-1")
+
+
+def _with_fill(variable: xr.Variable) -> xr.Variable:
+    attributes = dict(variable.attrs)
+    text = attributes.pop(FILL_TEXT)
+    if variable.dtype.kind == "S" and isinstance(text, str) and "_FillValue" not in attributes:
+        attributes["_FillValue"] = text.encode("latin-1", "replace")
+    variable = variable.copy(deep=False)
+    variable.attrs = attributes
     return variable
 
 

@@ -19,12 +19,14 @@ from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageEr
 from icelite.formats.packing import Named
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
+from icelite.virtual.stamps import describe as describe_stamp
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
 
 
-INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `Inspection`
+OWN_COORDINATES = "icelite_coordinates"  # key of a dataset's encoding: names of those that its group has itself
+INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `FileInspection`
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class FileInspection:
     """One file's contents that no reference shows, as they were when it was parsed.
 
     Attributes
@@ -221,14 +223,10 @@ def check_unchanged(source: SourceFile, stamp: SourceStamp) -> None:
     found = source.stamp()
     if found != stamp:
         raise StorageError(
-            f"source {source.url!r} changed while it was parsed: first {_describe(stamp)}, now {_describe(found)};"
-            " try again when nobody writes to it",
+            f"source {source.url!r} changed while it was parsed: first {describe_stamp(stamp)}, now"
+            f" {describe_stamp(found)}; try again when nobody writes to it",
             ErrorKind.VIRTUAL_CHUNK_MODIFIED,
         )
-
-
-def _describe(stamp: SourceStamp) -> str:
-    return f"{stamp.size} bytes, modified at {stamp.modified_at} ns, ETag {stamp.etag}"
 
 
 def unreadable_variable(source: SourceFile, name: str, error: BaseException | str) -> StorageError:

@@ -63,9 +63,9 @@ class Layout:
     problem: str | None = None
 
     @classmethod
-    def of_page(cls, page: Any, byteorder: str) -> Layout:
+    def of_page(cls, page: Any, byteorder: Any) -> Layout:
         """The layout of a tifffile page."""
-        dtype = np.dtype("u1") if page.dtype is None else np.dtype(page.dtype).newbyteorder(byteorder)
+        dtype = np.dtype("u1") if page.dtype is None else _dtype(page).newbyteorder(byteorder)
         key = (page.compression, page.predictor, page.chunks, page.planarconfig)
         problem = _find_problem(page)
         if problem:
@@ -178,6 +178,12 @@ def _name(value: Any) -> str:
     return getattr(value, "name", str(value))
 
 
+def _dtype(page: Any) -> np.dtype[Any]:
+    """Type of a page's values; tifffile has another of the same size for 64-bit integers, which Zarr does not know."""
+    known: np.dtype[Any] = np.dtype(np.dtype(page.dtype).str)
+    return known
+
+
 def _find_problem(page: Any) -> str | None:
     if page.dtype is None or page.bitspersample not in (8, 16, 32, 64, 128):
         return f"its samples have {page.bitspersample} bits"
@@ -216,8 +222,8 @@ def encode_chunk(page: Any, layout: Layout, position: tuple[int, ...]) -> bytes:
 
 
 NAME = "band_data"  # as rioxarray calls it
-_GDAL_NAMES = {"SCALE": "scale_factor", "OFFSET": "add_offset", "UNITTYPE": "units", "DESCRIPTION": "long_name"}
-_GDAL_ITEM = re.compile(rf'<Item name="({"|".join(_GDAL_NAMES)})" sample="\d+"[^>]*>([^<]*)</Item>')
+_GDAL_NAMES = {"UNITTYPE": "units", "DESCRIPTION": "long_name", "SCALE": "scale_factor", "OFFSET": "add_offset"}
+_GDAL_ITEM = re.compile(rf'<Item name="({"|".join(_GDAL_NAMES)})" sample="(\d+)"[^>]*>([^<]*)</Item>')
 _DIMS = {"Y": "y", "X": "x", "S": "band", "Z": "z"}
 
 
@@ -253,8 +259,8 @@ def _opened(source: SourceFile) -> Iterator[TiffFile]:
 def _images(tiff: TiffFile) -> dict[str, list[Any]]:
     """Pages by the variable that they become: those with the same shape and layout belong together."""
     alike: dict[Any, list[Any]] = {}
-    for page in tiff.pages:
-        page = page.aspage()
+    for number in range(len(tiff.pages)):  # counted first: pages may refer to each other in a circle
+        page = tiff.pages[number].aspage()
         if not page.is_reduced and not page.is_mask and page.size:
             alike.setdefault((page.shape, page.axes, page.dtype), []).append(page)
     return {NAME if not index else f"{NAME}_{index}": pages for index, pages in enumerate(alike.values())}
@@ -266,30 +272,55 @@ def _dims(pages: list[Any]) -> tuple[str, ...]:
 
 
 def _attributes(page: Any) -> dict[str, Any]:
-    """What GDAL says of the values: no data, scale, offset, unit, name."""
+    """What GDAL says of the values: no data, and what all bands share of scale, offset, unit and name."""
     attributes: dict[str, Any] = {}
     nodata = page.tags.get("GDAL_NODATA")
     if nodata is not None and page.dtype is not None:
-        try:
-            value = float(str(nodata.value).strip().strip("\0"))
-        except ValueError:
-            value = None
+        value = _number(str(nodata.value).strip().strip("\0"))
         if value is not None and is_fill_value(value, page.dtype):
             attributes["_FillValue"] = page.dtype.type(value)
-    metadata = page.tags.get("GDAL_METADATA")
-    return attributes | (_gdal_attributes(str(metadata.value), page.samplesperpixel) if metadata is not None else {})
-
-
-def _gdal_attributes(text: str, bands: int) -> dict[str, Any]:
-    """Attributes from GDAL's XML that all bands share."""
-    values: dict[str, list[str]] = {}
-    for name, value in _GDAL_ITEM.findall(text):
-        values.setdefault(name, []).append(value)
-    attributes: dict[str, Any] = {}
-    for name, found in values.items():
-        if len(found) == bands and len(set(found)) == 1:
-            attributes[_GDAL_NAMES[name]] = float(found[0]) if name in ("SCALE", "OFFSET") else found[0]
+    scaling = _scaling(page)
+    if _is_uniform(scaling) and (scaling[0] != (1, 0)).any():
+        attributes |= {"scale_factor": float(scaling[0, 0]), "add_offset": float(scaling[0, 1])}
+    for name, found in _gdal_items(page).items():
+        if name in ("units", "long_name") and len(found) == page.samplesperpixel and len(set(found.values())) == 1:
+            attributes[name] = next(iter(found.values()))
     return attributes
+
+
+def _number(text: str) -> float | None:
+    for kind in (int, float):  # a float does not hold every integer of 64 bits
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _gdal_items(page: Any) -> dict[str, dict[int, str]]:
+    """Texts by attribute and band from GDAL's XML."""
+    metadata = page.tags.get("GDAL_METADATA")
+    found: dict[str, dict[int, str]] = {}
+    for name, band, text in _GDAL_ITEM.findall(str(metadata.value)) if metadata is not None else ():
+        found.setdefault(_GDAL_NAMES[name], {})[int(band)] = text
+    return found
+
+
+def _scaling(page: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Scale and offset of each band."""
+    scaling = np.tile([1.0, 0.0], (page.samplesperpixel, 1))
+    items = _gdal_items(page)
+    for column, name in enumerate(("scale_factor", "add_offset")):
+        for band, text in items.get(name, {}).items():
+            value = _number(text)
+            if band < len(scaling) and value is not None:
+                scaling[band, column] = value
+    return scaling
+
+
+def _is_uniform(scaling: np.ndarray[Any, Any]) -> bool:
+    rows = scaling.reshape(-1, 2)
+    return bool((rows == rows[0]).all())
 
 
 def _add_image(
@@ -303,7 +334,8 @@ def _add_image(
     attributes: dict[str, Any],
 ) -> None:
     layouts = [Layout.of_page(page, tiff.byteorder) for page in pages]
-    reason = _reason(tiff, pages, layouts)
+    is_scaled = not _is_uniform(np.stack([_scaling(page) for page in pages]))
+    reason = "its bands differ in scale or offset" if is_scaled else _reason(tiff, pages, layouts)
     if reason is None:
         parsed.arrays[name] = _reference(source, dims, pages, layouts, attributes)
         short = sum(1 for layout in layouts for _ in layout.short_chunks())
@@ -318,8 +350,11 @@ def _add_image(
     if first.dtype is None:
         raise source.unreadable(f"no type of numbers has {first.bitspersample} bits a sample")
     dims = (*(f"dim_{axis}" for axis in range(len(shape) - len(dims))), *dims)
-    dtype = np.dtype(first.dtype).newbyteorder("=")
-    parsed.copied[name] = Copied(lazy_copy(source, stamp, name, read_values, dims, shape, dtype, attributes), reason)
+    read, dtype = read_values, _dtype(first).newbyteorder("=")
+    if is_scaled:
+        read, dtype = read_scaled, np.dtype("f8")
+        attributes = {k: v for k, v in attributes.items() if k not in ("_FillValue", "scale_factor", "add_offset")}
+    parsed.copied[name] = Copied(lazy_copy(source, stamp, name, read, dims, shape, dtype, attributes), reason)
 
 
 def _reason(tiff: TiffFile, pages: list[Any], layouts: list[Layout]) -> str | None:
@@ -379,3 +414,20 @@ def read_values(source: SourceFile, name: str, key: tuple[Any, ...]) -> np.ndarr
         else:
             values = np.stack([page.asarray() for page in pages]) if len(pages) > 1 else pages[0].asarray()
     return np.asarray(np.asarray(values)[key])
+
+
+def read_scaled(source: SourceFile, name: str, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """Values of an image whose bands differ in scale or offset, decoded; NaN where there is no data."""
+    raw = read_values(source, name, ())
+    with _opened(source) as tiff:
+        pages = _images(tiff)[name]
+        scaling = np.stack([_scaling(page) for page in pages])
+        fill = _attributes(pages[0]).get("_FillValue")
+        axes = pages[0].axes
+    values = raw.astype("f8") if fill is None else np.where(raw == fill, np.nan, raw.astype("f8"))
+    shape = [1] * raw.ndim
+    if "S" in axes:
+        shape[axes.index("S") - len(axes)] = scaling.shape[1]
+    if len(pages) > 1:
+        shape[0] = len(pages)
+    return np.asarray((values * scaling[..., 0].reshape(shape) + scaling[..., 1].reshape(shape))[key])

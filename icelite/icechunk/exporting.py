@@ -1,13 +1,15 @@
 """`export_icechunk`: the whole history of an icelite repository as a new Icechunk repository.
 
-A local repository is written beside its place under another name, and renamed when it is whole. Icechunk gives every
+A local repository is written beside its target under another name, and renamed when it is whole. Icechunk gives every
 commit an id and a time of its own; in a local repository `icelite.icechunk.identities` then puts those of icelite in
-their place.
+their folder.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +25,9 @@ from icelite.errors import (
     disk_kind,
 )
 from icelite.icechunk import library
-from icelite.icechunk.containers import missing_prefixes, to_icechunk
 from icelite.icechunk.histories import History, read_history
 from icelite.icechunk.identities import Identity, can_keep, restore_identities
-from icelite.icechunk.library import KEPT_ID, KEPT_TIME, UNFINISHED, naming, translated
-from icelite.icechunk.summaries import ExportSummary
+from icelite.icechunk.library import KEPT_ID, KEPT_TIME, UNFINISHED, missing_prefixes, naming, to_icechunk, translated
 from icelite.icechunk.writing import SnapshotWriter
 from icelite.repository import Repository
 from icelite.types import Diff, Progress, SnapshotInfo
@@ -36,6 +36,37 @@ if TYPE_CHECKING:
     import icechunk
 
 MAIN = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    """The outcome of `export_icechunk`.
+
+    Attributes
+    ----------
+    ids
+        Id of every snapshot here to its id in the Icechunk repository; equal wherever the id could be kept.
+    branches, tags
+        How many.
+    chunks
+        References and bytes written, all snapshots together; each changed chunk once.
+    copied_moves
+        Nodes that moved in a snapshot which Icechunk cannot hold as a move, and were deleted and created instead.
+    container_prefixes
+        What a reader passes as ``authorize_virtual_chunk_access`` to read all virtual chunks.
+    """
+
+    ids: Mapping[str, str]
+    branches: int
+    tags: int
+    chunks: int
+    copied_moves: int
+    container_prefixes: tuple[str, ...]
+
+    @property
+    def snapshots(self) -> int:
+        """The number of snapshots written, the first one included."""
+        return len(self.ids)
 
 
 def export_icechunk(
@@ -76,9 +107,9 @@ def export_icechunk(
     source = repository if isinstance(repository, Repository) else Repository.open(repository)
     if isinstance(target, icechunk.Storage):
         return _export_to_storage(source, target, progress)
-    place = Path(os.path.abspath(os.path.expanduser(os.fspath(target))))
+    folder = Path(os.path.abspath(os.path.expanduser(os.fspath(target))))
     try:
-        with drafts.draft(place, partial(_check_free, place)) as draft:
+        with drafts.draft(folder, partial(_check_free, folder)) as draft:
             storage = icechunk.local_filesystem_storage(str(draft))
             exporter = _Exporter(source, storage, keep_identities=True, progress=progress)
             exporter.run()
@@ -87,7 +118,7 @@ def export_icechunk(
     except IceliteError:  # some are OSErrors too
         raise
     except OSError as error:
-        raise StorageError(f"{place} cannot be written: {error.strerror}", disk_kind(error)) from error
+        raise StorageError(f"{folder} cannot be written: {error.strerror}", disk_kind(error)) from error
 
 
 def _export_to_storage(source: Repository, storage: icechunk.Storage, progress: Progress | None) -> ExportSummary:
@@ -96,15 +127,15 @@ def _export_to_storage(source: Repository, storage: icechunk.Storage, progress: 
     return exporter.summary()
 
 
-def _check_free(place: Path) -> None:
-    if os.path.lexists(place):
+def _check_free(folder: Path) -> None:
+    if os.path.lexists(folder):
         raise AlreadyExistsError(
-            f"{place} already exists, and an export never overwrites; choose another name or remove it",
+            f"{folder} already exists, and an export never overwrites; choose another name or remove it",
             ErrorKind.REPOSITORY_ALREADY_EXISTS,
         )
-    if not place.parent.is_dir():
+    if not folder.parent.is_dir():
         raise RepositoryNotFoundError(
-            f"directory {place.parent} does not exist, so {place.name} cannot be created in it; make it first",
+            f"directory {folder.parent} does not exist, so {folder.name} cannot be created in it; make it first",
             ErrorKind.REPOSITORY_NOT_FOUND,
         )
 
@@ -222,7 +253,7 @@ class _Exporter:
         }
 
     def summary(self) -> ExportSummary:
-        """What was written."""
+        """The outcome."""
         ids = self.ids
         if self._keep:
             ids = {ours: ours if can_keep(ours) else theirs for ours, theirs in ids.items()}

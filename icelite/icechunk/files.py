@@ -7,13 +7,18 @@ times of snapshots). Names of tables and fields are those of the specification (
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import flatbuffers
+import numpy as np
+import numpy.typing as npt
 import zstandard
 
-from icelite.errors import ErrorKind, FormatError
+from icelite.budget import over_budget, unpacked_limit
+from icelite.errors import ErrorKind, FormatError, IceliteError
 from icelite.types.snapshots import CROCKFORD
 
 MAGIC = "ICE🧊CHUNK".encode()
@@ -22,6 +27,9 @@ COMPRESSION_AT = 38
 ID_BYTES = 12
 
 _ZSTD_LEVEL = 3
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Offsets: TypeAlias = npt.NDArray[np.int64]  # into the file
 
 # Field name and type, in the order that gives them their slots. A type in capitals is a table; id is a struct of 12
 # bytes; a union has two slots, of which the first is its number.
@@ -64,6 +72,20 @@ TABLES: dict[str, list[tuple[str, str]]] = {
     # of these two only what is written in place
     "Snapshot": [("id", "id"), ("parent_id", "id"), ("nodes", "skipped"), ("flushed_at", "u64")],
     "TransactionLog": [("id", "id")],
+    # of these only what a reference needs; "fixed" is a struct of another size
+    "Manifest": [("id", "id"), ("arrays", "[ArrayManifest]"), ("location_dictionary", "bytes")],
+    "ArrayManifest": [("node_id", "fixed"), ("refs", "[ChunkRef]")],
+    "ChunkRef": [
+        ("index", "[u32]"),
+        ("inline", "bytes"),
+        ("offset", "u64"),
+        ("length", "u64"),
+        ("chunk_id", "id"),
+        ("location", "string"),
+        ("checksum_etag", "string"),
+        ("checksum_last_modified", "u32"),
+        ("compressed_location", "bytes"),
+    ],
 }
 UPDATES = {1: "RepoInitializedUpdate", 10: "NewCommitUpdate", 12: "NewDetachedSnapshotUpdate"}
 _SCALARS = {"u8": "<B", "u16": "<H", "u32": "<I", "i32": "<i", "u64": "<Q"}
@@ -75,7 +97,7 @@ def encode_id(data: bytes) -> str:
     bits = len(data) * 8
     characters = -(-bits // 5)
     number = int.from_bytes(data) << (characters * 5 - bits)
-    return "".join(CROCKFORD[number >> 5 * place & 31] for place in reversed(range(characters)))
+    return "".join(CROCKFORD[number >> 5 * offset & 31] for offset in reversed(range(characters)))
 
 
 def decode_id(text: str, size: int = ID_BYTES) -> bytes | None:
@@ -104,11 +126,16 @@ class MetadataFile:
             raise self.damaged("does not begin like a file of Icechunk's")
         body = content[HEADER_BYTES:]
         if self.header[COMPRESSION_AT] == 1:
-            try:
-                body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
-            except zstandard.ZstdError as error:
-                raise self.damaged(str(error)) from error
+            body = self._unpacked(body)
         self.data = bytearray(body)
+
+    def _unpacked(self, body: bytes) -> bytes:
+        limit = unpacked_limit(len(body))
+        with self.reading():
+            unpacked: bytes = zstandard.ZstdDecompressor().stream_reader(body).read(limit + 1)
+        if len(unpacked) > limit:
+            raise over_budget(str(self.path), f"more than {limit} bytes when unpacked", f"a hundredfold of {len(body)}")
+        return unpacked
 
     def damaged(self, reason: str) -> FormatError:
         """The error for a file that is not what it should be."""
@@ -121,6 +148,11 @@ class MetadataFile:
             body = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(body)
         path.write_bytes(self.header + body)
 
+    def root(self, table: str) -> Tables:
+        """The root table."""
+        data = np.frombuffer(self.data, dtype=np.uint8)
+        return Tables(data, table, _gather(data, np.array([0]), np.uint32).astype(np.int64))
+
     def decode(self, table: str) -> dict[str, Any]:
         """The root table with all below it; fields that are not there are left out.
 
@@ -129,59 +161,152 @@ class MetadataFile:
         FormatError
             ``corrupt``.
         """
+        with self.reading():
+            return self.root(table).decode()[0]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raise ``corrupt`` for what the reader stumbles over."""
         try:
-            return _decode(self.data, _pointer(self.data, 0), table)
-        except (struct.error, IndexError, UnicodeDecodeError) as error:
+            yield
+        except (IndexError, ValueError, struct.error, zstandard.ZstdError) as error:
+            if isinstance(error, IceliteError):
+                raise
             raise self.damaged(f"is damaged: {error}") from error
 
     def put(self, table: str, name: str, value: bytes | int) -> None:
         """Change a field of the root table that is there, in place."""
-        slot, kind = next((i, kind) for i, (field, kind) in enumerate(TABLES[table]) if field == name)
-        place = _field(self.data, _pointer(self.data, 0), slot)
-        if place is None:
+        root = self.root(table)
+        offset = int(root.field(name)[0])
+        if not offset:
             raise self.damaged(f"has no {name}")
-        new = value if isinstance(value, bytes) else struct.pack(_SCALARS[kind], value)
-        self.data[place : place + len(new)] = new
+        new = value if isinstance(value, bytes) else struct.pack(_SCALARS[root.kind_of(name)], value)
+        self.data[offset : offset + len(new)] = new
 
 
-def _pointer(data: bytearray, place: int) -> int:
-    return int(place + struct.unpack_from("<I", data, place)[0])
+def _gather(data: Bytes, offsets: Offsets, dtype: Any) -> npt.NDArray[Any]:
+    """Numbers of one type at offsets into a file."""
+    if len(offsets) and int(offsets.min()) < 0:
+        raise IndexError("a table begins before the file")
+    width = np.dtype(dtype).itemsize
+    rows = data[offsets[:, None] + np.arange(width)]
+    numbers: npt.NDArray[Any] = np.ascontiguousarray(rows).view(np.dtype(dtype).newbyteorder("<"))[:, 0]
+    return numbers
 
 
-def _field(data: bytearray, table: int, slot: int) -> int | None:
-    """Where a field of a table is, or None."""
-    names = table - struct.unpack_from("<i", data, table)[0]
-    entry = 4 + 2 * slot
-    if entry >= struct.unpack_from("<H", data, names)[0]:
-        return None
-    offset = struct.unpack_from("<H", data, names + entry)[0]
-    return table + offset if offset else None
+class Tables:
+    """Tables of one kind in a flatbuffer, read field by field: all at once, since a manifest has a million of them.
 
+    Flatbuffers puts the fields of such tables at the same distance, so that numpy fetches them like columns.
 
-def _decode(data: bytearray, table: int, name: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for slot, (field, kind) in enumerate(TABLES[name]):
-        place = _field(data, table, slot)
-        if place is not None and kind not in ("skipped", "union"):
-            values[field] = _decode_value(data, place, kind)
-    return values
+    Parameters
+    ----------
+    name
+        The kind, of `TABLES`.
+    offsets
+        Where they begin.
+    """
 
+    def __init__(self, data: Bytes, name: str, offsets: Offsets) -> None:
+        self._data = data
+        self._name = name
+        self._offsets = offsets
 
-def _decode_value(data: bytearray, place: int, kind: str) -> Any:
-    if kind in _SCALARS:
-        return struct.unpack_from(_SCALARS[kind], data, place)[0]
-    if kind == "id":
-        return bytes(data[place : place + ID_BYTES])
-    start = _pointer(data, place)
-    if kind in TABLES:
-        return _decode(data, start, kind)
-    count = struct.unpack_from("<I", data, start)[0]
-    if kind in ("bytes", "string"):
-        content = bytes(data[start + 4 : start + 4 + count])
-        return content if kind == "bytes" else content.decode()
-    item = kind.strip("[]")
-    size = struct.calcsize(_SCALARS[item]) if item in _SCALARS else 4
-    return [_decode_value(data, start + 4 + size * i, item) for i in range(count)]
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, some: slice | npt.NDArray[np.bool_]) -> Tables:
+        return Tables(self._data, self._name, self._offsets[some])
+
+    def kind_of(self, name: str) -> str:
+        """The type of a field."""
+        return dict(TABLES[self._name])[name]
+
+    def field(self, name: str) -> Offsets:
+        """The position of a field in each table; 0 where it is not there."""
+        slot = [field for field, _ in TABLES[self._name]].index(name)
+        names = self._offsets - _gather(self._data, self._offsets, np.int32).astype(np.int64)
+        kinds, which = np.unique(names, return_inverse=True)
+        entry = 4 + 2 * slot
+        there = entry < _gather(self._data, kinds, np.uint16).astype(np.int64)
+        offsets = np.zeros(len(kinds), dtype=np.int64)
+        offsets[there] = _gather(self._data, kinds[there] + entry, np.uint16)
+        found = offsets[which]
+        return np.where(found == 0, 0, self._offsets + found)
+
+    def numbers(self, name: str) -> list[int]:
+        """The values of a field of numbers; 0 where it is not there."""
+        offsets = self.field(name)
+        values = np.zeros(len(offsets), dtype=np.uint64 if self.kind_of(name) == "u64" else np.int64)
+        there = offsets != 0
+        values[there] = _gather(self._data, offsets[there], _SCALARS[self.kind_of(name)])
+        listed: list[int] = values.tolist()
+        return listed
+
+    def bytes_at(self, offset: int) -> bytes:
+        """The bytes or text that a field points to."""
+        start, count = self._vector(offset, 1)
+        return self._data[start : start + count].tobytes()
+
+    def fixed_at(self, offset: int, size: int) -> bytes:
+        """The bytes that a field is."""
+        return self._data[offset : offset + size].tobytes()
+
+    def positions(self, name: str) -> Offsets:
+        """A field of small vectors of u32, all equally long: one row for each table."""
+        fields = self.field(name)
+        starts = fields + _gather(self._data, fields, np.uint32)
+        width = int(_gather(self._data, starts[:1], np.uint32)[0]) if len(starts) else 0
+        columns = [_gather(self._data, starts + 4 + 4 * axis, np.uint32) for axis in range(width)]
+        return np.stack(columns, axis=1).astype(np.int64) if columns else np.empty((len(starts), 0), dtype=np.int64)
+
+    def items(self, name: str) -> Tables:
+        """The tables in a field of a single table that is a vector of tables."""
+        return self._items(int(self.field(name)[0]), self.kind_of(name))
+
+    def _items(self, offset: int, kind: str) -> Tables:
+        start, count = self._vector(offset, 4) if offset else (0, 0)
+        offsets = start + 4 * np.arange(count, dtype=np.int64)
+        return Tables(self._data, kind.strip("[]"), offsets + _gather(self._data, offsets, np.uint32))
+
+    def _vector(self, offset: int, width: int) -> tuple[int, int]:
+        """The position of the first item of a vector, and the number of items."""
+        start = offset + int(struct.unpack_from("<I", self._data, offset)[0])
+        (count,) = struct.unpack_from("<I", self._data, start)
+        if start + 4 + count * width > len(self._data):
+            raise IndexError(f"a vector of {count} items reaches past the end of the file")
+        return start + 4, count
+
+    def decode(self) -> list[dict[str, Any]]:
+        """The tables with all below them; fields that are not there, or that nobody needs, are left out."""
+        rows: list[dict[str, Any]] = [{} for _ in self._offsets]
+        for name, kind in TABLES[self._name]:
+            if kind in ("skipped", "union"):
+                continue
+            numbers = self.numbers(name) if kind in _SCALARS else None
+            for number, offset in enumerate(self.field(name).tolist()):
+                if offset:
+                    rows[number][name] = self._value(offset, kind) if numbers is None else numbers[number]
+        return rows
+
+    def _value(self, offset: int, kind: str) -> Any:
+        if kind == "id":
+            return self.fixed_at(offset, ID_BYTES)
+        if kind in ("bytes", "string"):
+            content = self.bytes_at(offset)
+            return content if kind == "bytes" else content.decode()
+        if kind in TABLES:
+            pointed = np.array([offset + int(struct.unpack_from("<I", self._data, offset)[0])])
+            return Tables(self._data, kind, pointed).decode()[0]
+        item = kind.strip("[]")
+        if item in TABLES:
+            return self._items(offset, kind).decode()
+        if item == "string":
+            start, count = self._vector(offset, 4)
+            return [self.bytes_at(start + 4 * i).decode() for i in range(count)]
+        start, count = self._vector(offset, struct.calcsize(_SCALARS[item]))
+        numbers: list[int] = np.frombuffer(self._data, _SCALARS[item], count, start).tolist()
+        return numbers
 
 
 def encode(table: str, values: dict[str, Any]) -> bytes:
@@ -225,8 +350,8 @@ def _encode_pointed(builder: Any, kind: str, value: Any, values: dict[str, Any])
         for number in reversed(value):
             builder.PrependUint16(number)
         return int(builder.EndVector())
-    places = [_encode_pointed(builder, item, one, {}) for one in value]
-    builder.StartVector(4, len(places), 4)
-    for place in reversed(places):
-        builder.PrependUOffsetTRelative(place)
+    offsets = [_encode_pointed(builder, item, one, {}) for one in value]
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
     return int(builder.EndVector())

@@ -26,7 +26,7 @@ _NUMBERS = {name: number for number, name in UPDATES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a snapshot is to be called.
+    """The id and time that a snapshot is to have.
 
     Attributes
     ----------
@@ -94,18 +94,18 @@ def _renumbered(repo: dict[str, Any], identities: Mapping[str, Identity]) -> dic
     old = repo["snapshots"]
     kept = {i: identities[encode_id(info["id"])] for i, info in enumerate(old) if encode_id(info["id"]) in identities}
     order = sorted(kept, key=lambda i: _bytes(kept[i].id))
-    place = {i: new for new, i in enumerate(order)} | {-1: -1}
+    index = {i: new for new, i in enumerate(order)} | {-1: -1}
     snapshots = [
         {
             **old[i],
             "id": _bytes(kept[i].id),
             "flushed_at": kept[i].moment,
-            "parent_offset": place[old[i].get("parent_offset", 0)],
+            "parent_offset": index[old[i].get("parent_offset", 0)],
         }
         for i in order
     ]
     named = {
-        kind: [{"name": ref["name"], "snapshot_index": place[ref.get("snapshot_index", 0)]} for ref in repo[kind]]
+        kind: [{"name": ref["name"], "snapshot_index": index[ref.get("snapshot_index", 0)]} for ref in repo[kind]]
         for kind in ("branches", "tags")
     }
     return {

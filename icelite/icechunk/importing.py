@@ -1,6 +1,6 @@
 """`import_icechunk`: the whole history of an Icechunk repository as a new icelite catalog.
 
-Snapshots keep their ids, times, messages and metadata. The catalog is written under another name beside its place,
+Snapshots keep their ids, times, messages and metadata. The catalog is written under another name beside its target,
 and linked to its own when it is whole.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,10 @@ from icelite.catalog.permissions import check_online
 from icelite.config import RepositoryConfig
 from icelite.errors import ErrorKind, RepositoryNotFoundError, StorageError
 from icelite.icechunk import library
-from icelite.icechunk.containers import from_icechunk
 from icelite.icechunk.histories import History, read_history
-from icelite.icechunk.library import naming, translated
+from icelite.icechunk.library import from_icechunk, naming, translated
 from icelite.icechunk.manifests import Manifests
 from icelite.icechunk.reading import SnapshotReader
-from icelite.icechunk.summaries import ImportSummary
 from icelite.repository import Repository
 from icelite.repository.native import ObjectStorage
 from icelite.session import Base
@@ -35,6 +34,30 @@ if TYPE_CHECKING:
     import icechunk
 
 MAIN = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSummary:
+    """The outcome of `import_icechunk`.
+
+    Attributes
+    ----------
+    snapshots, branches, tags
+        How many; the snapshots have the ids they had.
+    chunks
+        References and bytes written, all snapshots together; each changed chunk once.
+    has_checksums
+        Whether the checksums of virtual chunks, and the containers that they name, could be read.
+    dropped_checksums
+        References to local files with an ETag as checksum: files have none, so that it could never be compared.
+    """
+
+    snapshots: int
+    branches: int
+    tags: int
+    chunks: int
+    has_checksums: bool
+    dropped_checksums: int
 
 
 def import_icechunk(
@@ -77,10 +100,10 @@ def import_icechunk(
         target says.
     """
     library.load_icechunk()
-    place = as_storage(target)
-    if place.place is not None:
+    storage = as_storage(target)
+    if storage.place is not None:
         raise StorageError(
-            f"{place.name} is not on this machine; import into a local file, and copy that there",
+            f"{storage.name} is not on this machine; import into a local file, and copy that there",
             ErrorKind.UNSUPPORTED_STORAGE,
         )
     folder, repository = _open(source)
@@ -93,7 +116,7 @@ def import_icechunk(
     reader = SnapshotReader(repository, None if folder is None else Manifests(folder))
     with naming("configuration"):
         ours = _config(config, store_signed_urls)
-    with drafted(place) as draft:
+    with drafted(storage) as draft:
         _Importer(reader, history, ours, draft, objects, progress).run()
     return ImportSummary(
         snapshots=len(history.snapshots),
@@ -144,21 +167,25 @@ class _Importer:
         reader: SnapshotReader,
         history: History,
         config: RepositoryConfig,
-        place: StorageConfig,
+        storage: StorageConfig,
         objects: ObjectStorage | None,
         progress: Progress | None,
     ) -> None:
         self._reader = reader
         self._history = history
         self._config = config
-        self._place = place
+        self._storage = storage
         self._objects = objects
         self._progress = progress
 
     def run(self) -> None:
         """Write everything."""
-        repository = Repository.create(self._place, self._config, objects=self._objects)
-        with contextlib.closing(repository), contextlib.closing(Catalog(self._place)) as catalog:
+        Repository.create(self._storage, self._config, objects=self._objects).close()
+        # apart, since whoever has a catalog open takes another first snapshot for that of another catalog
+        with contextlib.closing(Catalog(self._storage)) as catalog, catalog.write() as txn:
+            snapshots.replace_first_snapshot(txn, self._history.first)
+        repository = Repository.open(self._storage, self._config, objects=self._objects)
+        with contextlib.closing(repository), contextlib.closing(Catalog(self._storage)) as catalog:
             self._write_snapshots(repository, catalog)
             self._write_names(catalog)
             with translated("metadata of the repository"):
@@ -172,9 +199,6 @@ class _Importer:
 
     def _write_snapshots(self, repository: Repository, catalog: Catalog) -> None:
         infos, first = self._history.snapshots, self._history.first
-        with catalog.write() as txn:
-            check_online(txn)
-            snapshots.replace_first_snapshot(txn, first)
         with catalog.read() as txn:
             bases = {first.id: Base(first.id, snapshots.view_snapshot(txn, snapshots.lookup_seq(txn, first.id)))}
         self._report(1, len(infos))

@@ -17,11 +17,9 @@ from zarr.core.sync import sync
 
 from icelite.change_set import ChangeSet, Entry
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.icechunk.containers import from_their_url
-from icelite.icechunk.library import naming, read_key, translated
-from icelite.icechunk.manifests import Manifests
-from icelite.icechunk.moves import collapse
-from icelite.icechunk.references import Reference, list_references
+from icelite.icechunk.histories import collapse
+from icelite.icechunk.library import from_their_url, naming, read_key, translated
+from icelite.icechunk.manifests import Manifests, Reference, list_references
 from icelite.session import Session
 from icelite.types import ChunkType, Diff, SourceStamp, chunk_name
 
@@ -99,7 +97,7 @@ class SnapshotReader:
 
 
 class _Details:
-    """What `inspect_snapshot` tells of the nodes of a snapshot, asked when it is first needed."""
+    """The answer of `inspect_snapshot` about the nodes of a snapshot, asked when it is first needed."""
 
     def __init__(self, source: icechunk.Repository, snapshot_id: str) -> None:
         self._source = source
@@ -115,7 +113,7 @@ class _Details:
 
 
 def _move(changes: ChangeSet, moved: Iterable[tuple[str, str]]) -> None:
-    """Move nodes, by way of places that nothing else has: places may be exchanged."""
+    """Move nodes, by way of paths that nothing else has: paths may be exchanged."""
     moves = [(source.strip("/"), target.strip("/")) for source, target in collapse(moved)]
     by_depth = sorted(moves, key=lambda move: move[0].count("/"), reverse=True)
     for i, (source, _) in enumerate(by_depth):
@@ -190,8 +188,8 @@ class _Array:
             return
         changes, access = self.target.changes, self.target.access
         ids: dict[tuple[str, SourceStamp], int] = {}
-        for place in {self.reader.locate(row) for row in rows}:
-            ids[place] = changes.intern(access.locate(place[0], stamp=place[1], validate_container=False))
+        for source in {self.reader.locate(row) for row in rows}:
+            ids[source] = changes.intern(access.locate(source[0], stamp=source[1], validate_container=False))
         with changes.catalog.stage() as txn:
             changes.set_refs(
                 entry.node.node_id,

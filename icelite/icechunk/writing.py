@@ -1,7 +1,7 @@
 """One snapshot of icelite's written into an Icechunk session: what it changed against its parent, and no more.
 
 An Icechunk commit either moves nodes or writes. A snapshot that moved nodes and wrote as well (after an amend, or where
-snapshots between expired), or that moved into a place without a group, has its moved nodes deleted and created again.
+snapshots between expired), or that moved to a path without a group, has its moved nodes deleted and created again.
 Icechunk forgets chunks that a shrunken array leaves outside its grid; here they come back when it grows again, and
 are then written anew.
 """
@@ -21,9 +21,8 @@ from zarr.core.sync import sync
 from icelite.catalog.locations import INLINE, lookup_location
 from icelite.change_set import Entry, StagedRef
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.icechunk.containers import is_relative, to_their_url
-from icelite.icechunk.library import buffer, translated
-from icelite.icechunk.moves import are_independent, collapse
+from icelite.icechunk.histories import are_independent, collapse
+from icelite.icechunk.library import buffer, is_relative, to_their_url, translated
 from icelite.metadata import ArrayInfo
 from icelite.session import Session
 from icelite.types import ChunkRef, ChunkType, Diff, Location, chunk_name, chunk_position
@@ -241,14 +240,14 @@ class _Array:
     def _write_virtual(self, rows: list[tuple[str, Location, int, int]]) -> None:
         import icechunk
 
-        places: dict[Location, tuple[str, str | None, datetime | None]] = {}
+        sources: dict[Location, tuple[str, str | None, datetime | None]] = {}
         specs = []
         for name, at, offset, length in rows:
-            place = places.get(at)
-            if place is None:
+            source = sources.get(at)
+            if source is None:
                 self.source.access.check_unsigned(at.path)
-                place = places[at] = self.writer.url(at), at.etag, None if at.etag else _whole_seconds(at)
-            specs.append(icechunk.VirtualChunkSpec(chunk_position(name), place[0], offset, length, *place[1:]))
+                source = sources[at] = self.writer.url(at), at.etag, None if at.etag else _whole_seconds(at)
+            specs.append(icechunk.VirtualChunkSpec(chunk_position(name), source[0], offset, length, *source[1:]))
         left = self.target.store.set_virtual_refs("/" + self.entry.node.path, specs, validate_containers=False)
         if left:
             raise InvalidInputError(

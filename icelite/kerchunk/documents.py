@@ -1,4 +1,4 @@
-"""What the values of a reference file say: metadata, checked as one hierarchy of groups and arrays, and inline bytes.
+"""The values of a reference file: metadata, checked as one hierarchy of groups and arrays, and inline bytes.
 
 Every error for values that cannot be used is made here; it lists what is wrong, and says that nothing was written.
 """

@@ -7,19 +7,36 @@ the repository's own objects) are written into the reference file.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
 
+import fsspec
 import numpy as np
 
-from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError
+from icelite import drafts
+from icelite.errors import (
+    AlreadyExistsError,
+    ErrorKind,
+    IceliteError,
+    InvalidInputError,
+    NodeNotFoundError,
+    StorageError,
+    client_errors,
+    disk_kind,
+    has_secret,
+)
 from icelite.kerchunk.conversion import as_zarr_v2
-from icelite.kerchunk.output import JsonOutput, Output, ParquetOutput, replacing
+from icelite.kerchunk.documents import inline_text
+from icelite.kerchunk.parquet import PARQUET_METADATA, ParquetOutput
 from icelite.kerchunk.reference_set import ChunkTable
-from icelite.keys import check_path
+from icelite.keys import check_path, join
 from icelite.metadata import ArrayInfo, array_info
 from icelite.repository import Repository
 from icelite.session import Session
@@ -101,12 +118,10 @@ def export_kerchunk(
     with _session(source, branch, tag, snapshot_id) as session:
         nodes = _nodes(session, check_path(group or ""))
         exporter = _Exporter(session, inline_threshold, inline_limit)
-        with replacing(
+        with _replacing(
             target, folder=format == "parquet", overwrite=overwrite, storage_options=storage_options
         ) as path:
-            output: Output = (
-                JsonOutput(path, os.fspath(target)) if format == "json" else ParquetOutput(path, record_size)
-            )
+            output = JsonOutput(path, os.fspath(target)) if format == "json" else ParquetOutput(path, record_size)
             with output:
                 exporter.write(nodes, check_path(group or ""), output, zarr_format == 2, progress or _silent)
     return exporter.count
@@ -166,7 +181,9 @@ class _Exporter:
         self._urls: list[str] = []
         self._sources: dict[int, int] = {}  # number of a location to the index of its URL, `_NO_URL` if it has none
 
-    def write(self, nodes: list[Node], group: str, output: Output, convert: bool, progress: Progress) -> None:
+    def write(
+        self, nodes: list[Node], group: str, output: JsonOutput | ParquetOutput, convert: bool, progress: Progress
+    ) -> None:
         """Write nodes with the references of their arrays."""
         infos = {node.path: array_info(node.path, node.documents) for node in nodes}
         total = sum(info is not None for info in infos.values())
@@ -238,3 +255,150 @@ class _Exporter:
             return found
         assert found is not None  # the scan that gave its name saw the same snapshot
         return self._session.payloads.read(found, f"{node.path}, chunk {chunk}", None)
+
+
+class JsonOutput:
+    """A JSON file of kerchunk's version 1 that is being written; as a context manager, which completes it.
+
+    Parameters
+    ----------
+    name
+        Of the file to be, which says how it is compressed.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        compression = fsspec.utils.infer_compression(name)
+        self._open = fsspec.open(str(path), "wt", compression=compression, encoding="utf-8")
+        self._separator = "\n"
+
+    def __enter__(self) -> Self:
+        self._stream = self._open.open()
+        self._stream.write('{"version": 1, "refs": {')
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._stream.write("\n}}\n")
+        self._open.close()
+
+    def write_node(self, path: str, documents: Mapping[str, str]) -> None:
+        """Write the metadata of a group or array."""
+        self._write([f"{json.dumps(join(path, name))}: {json.dumps(text)}" for name, text in documents.items()])
+
+    def write_chunks(self, path: str, info: ArrayInfo, tables: Iterable[ChunkTable], urls: Sequence[str]) -> None:
+        """Write the references of an array; ``sources`` of the tables count ``urls``, which may grow meanwhile."""
+        head = json.dumps(join(path, ""))[:-1]
+        encode = info.keys.encode
+        quoted: dict[int, str] = {}
+        for table in tables:
+            quoted.update({i: json.dumps(urls[i]) for i in set(table.sources.tolist()) - quoted.keys()})
+            columns = table.sources.tolist(), table.offsets.tolist(), table.lengths.tolist()
+            self._write(
+                [
+                    f'{head}{encode(name)}": [{quoted[source]}, {offset}, {length}]'
+                    for name, source, offset, length in zip(table.names, *columns, strict=True)
+                ]
+            )
+            self._write(
+                [f'{head}{encode(name)}": {json.dumps(inline_text(data))}' for name, data in table.inline.items()]
+            )
+
+    def _write(self, entries: list[str]) -> None:
+        if entries:
+            self._stream.write(self._separator + ",\n".join(entries))
+            self._separator = ",\n"
+
+
+# -- where the references appear --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _replacing(
+    target: str | os.PathLike[str], *, folder: bool, overwrite: bool, storage_options: Mapping[str, Any] | None
+) -> Iterator[Path]:
+    """Yield the path under which to write what becomes the target when the block ends without an error.
+
+    Parameters
+    ----------
+    folder
+        Whether a folder of references is written, or one file.
+    overwrite
+        Replace what is there: a file, or a folder of references; never a folder of anything else.
+
+    Raises
+    ------
+    AlreadyExistsError, StorageError
+        ``target-already-exists``; ``io``, ``storage-full``.
+    """
+    text = os.fspath(target)
+    try:
+        if "://" in text and not text.startswith("file://"):
+            with _uploading(text, folder, overwrite, storage_options or {}) as path:
+                yield path
+        else:
+            path = Path(os.path.abspath(os.path.expanduser(text.removeprefix("file://"))))
+            with drafts.draft(path, partial(_check_path, path, folder, overwrite), replace=overwrite) as draft:
+                if folder:
+                    draft.mkdir()
+                yield draft
+    except IceliteError:  # some are OSErrors too
+        raise
+    except client_errors(ValueError, ImportError) as error:  # the last two are fsspec's
+        reason = getattr(error, "strerror", None) or error
+        failure = StorageError(f"{text!r} cannot be written: {reason}", disk_kind(error))
+        cause = None if has_secret(text) else error
+    else:
+        return
+    raise failure from cause  # out here, an exception that tells the URL is not the context of this one
+
+
+def _check_path(path: Path, folder: bool, overwrite: bool) -> None:
+    replaceable = (path / PARQUET_METADATA).is_file() if folder else path.is_file()
+    _check_free(str(path), os.path.lexists(path), replaceable, overwrite)
+
+
+def _check_free(target: str, exists: bool, replaceable: bool, overwrite: bool) -> None:
+    if exists and not overwrite:
+        raise AlreadyExistsError(
+            f"{target!r} is there already; choose another name, or pass overwrite=True", ErrorKind.TARGET_ALREADY_EXISTS
+        )
+    if exists and not replaceable:
+        raise AlreadyExistsError(
+            f"{target!r} is there already and is not such a set of references, so it is not replaced",
+            ErrorKind.TARGET_ALREADY_EXISTS,
+        )
+
+
+@contextlib.contextmanager
+def _uploading(target: str, folder: bool, overwrite: bool, storage_options: Mapping[str, Any]) -> Iterator[Path]:
+    fs, name = fsspec.core.url_to_fs(target.rstrip("/"), **storage_options)
+    metadata = f"{name}/{PARQUET_METADATA}"
+    _check_free(target, fs.exists(name), fs.exists(metadata) if folder else fs.isfile(name), overwrite)
+    with tempfile.TemporaryDirectory(prefix="icelite-") as temporary:
+        path = Path(temporary, Path(name).name)
+        if folder:
+            path.mkdir()
+        yield path
+        if not folder:
+            fs.put_file(str(path), name)
+            return
+        if fs.exists(name):
+            fs.rm(name, recursive=True)
+        _upload_folder(fs, path, name)
+
+
+def _upload_folder(fs: Any, path: Path, name: str) -> None:
+    """Upload the files of a folder, or after a failure none: what others put there meanwhile stays."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != PARQUET_METADATA)
+    done: list[str] = []
+    try:
+        for file in [*files, path / PARQUET_METADATA]:  # no reader takes the folder for one without the last
+            done.append(f"{name}/{file.relative_to(path).as_posix()}")
+            fs.put_file(str(file), done[-1])
+    except BaseException:
+        for uploaded in done:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(uploaded)
+        raise

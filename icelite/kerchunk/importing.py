@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from icelite.budget import MAX_GENERATED
-from icelite.catalog.drafts import remove_unused
-from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, ReadOnlyError, RepositoryNotFoundError
-from icelite.kerchunk.plan import Plan, plan_references
+from icelite.errors import (
+    AlreadyExistsError,
+    ErrorKind,
+    IceliteError,
+    InvalidInputError,
+    ReadOnlyError,
+)
+from icelite.kerchunk.documents import GROUP_DOCUMENTS, Documents, common_kind, missing_codecs, rejected
 from icelite.kerchunk.reading import ReferenceFile, References, read_references
-from icelite.keys import check_path
+from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, positions
+from icelite.keys import DOCUMENTS, ancestors, check_path, join
+from icelite.metadata import array_info
 from icelite.repository import Repository
+from icelite.repository.opening import open_or_make
+from icelite.session import Session
+from icelite.storage import as_storage
 from icelite.store import IceliteStore
-from icelite.types import Progress
+from icelite.types import Location, Progress, SourceStamp
 
 ROWS_AT_ONCE = 100_000  # references turned into Python objects at a time
 
@@ -95,9 +109,15 @@ def import_kerchunk(
         return session.commit(message or f"Import {found.references.count} chunks from {origin}", metadata)
 
 
-def _name(place: str) -> str:
+def _opened(repository: Repository | str | os.PathLike[str]) -> contextlib.AbstractContextManager[Repository]:
+    if isinstance(repository, Repository):
+        return contextlib.nullcontext(repository)
+    return open_or_make(as_storage(repository))
+
+
+def _name(url: str) -> str:
     """The last part of a path or URL, without what may be a signature."""
-    return Path(place.partition("?")[0] if "://" in place else place).name
+    return Path(url.partition("?")[0] if "://" in url else url).name
 
 
 def write_references(
@@ -145,30 +165,6 @@ def write_references(
     return found.references.count
 
 
-@contextlib.contextmanager
-def _opened(repository: Repository | str | os.PathLike[str]) -> Iterator[Repository]:
-    """The repository; one that had to be made is removed again when the block fails and nobody else wrote to it."""
-    if isinstance(repository, Repository):
-        yield repository
-        return
-    made = False
-    try:
-        repo = Repository.open(repository)
-    except RepositoryNotFoundError:
-        try:
-            repo, made = Repository.create(repository), True
-        except AlreadyExistsError:  # another process was quicker
-            repo = Repository.open(repository)
-    try:
-        yield repo
-    except BaseException:
-        repo.close()
-        if made:
-            remove_unused(repo.storage)
-        raise
-    repo.close()
-
-
 def _write(
     found: ReferenceFile,
     store: IceliteStore,
@@ -179,7 +175,7 @@ def _write(
 ) -> None:
     session = store.session
     session.check_writable()
-    plan = plan_references(
+    plan = _plan_references(
         found, session, check_path(group or ""), overwrite=overwrite, validate_containers=validate_containers
     )
     with session.changes.lock:
@@ -187,7 +183,7 @@ def _write(
         _write_chunks(plan, store, progress or (lambda done, total: None))
 
 
-def _write_nodes(plan: Plan, store: IceliteStore) -> None:
+def _write_nodes(plan: ImportPlan, store: IceliteStore) -> None:
     changes = store.session.changes
     if plan.overwrite:
         changes.delete_nodes(plan.group)
@@ -196,7 +192,7 @@ def _write_nodes(plan: Plan, store: IceliteStore) -> None:
             changes.set_document(path, name, texts[name])
 
 
-def _write_chunks(plan: Plan, store: IceliteStore, progress: Progress) -> None:
+def _write_chunks(plan: ImportPlan, store: IceliteStore, progress: Progress) -> None:
     changes = store.session.changes
     total = sum(len(array.names) + len(array.inline) for array in plan.arrays)
     ids = plan.intern(store.session)
@@ -215,3 +211,199 @@ def _write_chunks(plan: Plan, store: IceliteStore, progress: Progress) -> None:
             done += len(chunks)
             progress(done, total)
     progress(total, total)
+
+
+# -- what is going to be written: checked against the store and against the files that the references name ----------
+
+
+@dataclass(slots=True)
+class PlannedArray:
+    """The chunks of one array, with known lengths."""
+
+    path: str
+    names: list[str]
+    sources: Ints
+    offsets: Ints
+    lengths: Ints
+    inline: Mapping[str, bytes]
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], Ints, Ints, Ints]]:
+        """The references in the order of the catalog's table, in batches of aligned columns."""
+        order = _key_order(self.names)
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            names = [self.names[i] for i in some.tolist()]
+            yield names, self.sources[some], self.offsets[some], self.lengths[some]
+
+
+@dataclass(slots=True)
+class ImportPlan:
+    """Everything that one import writes, in the order in which it does.
+
+    Attributes
+    ----------
+    documents
+        By node path in the store.
+    locations
+        What the columns ``sources`` of the arrays count.
+    allowed
+        Whether this process may read local files among them without being asked.
+    """
+
+    group: str
+    overwrite: bool
+    documents: Documents
+    arrays: list[PlannedArray]
+    locations: list[Location]
+    allowed: bool
+
+    def intern(self, session: Session) -> Ints:
+        """The staged ids of the locations."""
+        if self.allowed:
+            for location in self.locations:
+                session.access.allow(location)
+        return np.array([session.changes.intern(location) for location in self.locations], dtype=np.int64)
+
+
+def _plan_references(
+    found: ReferenceFile, session: Session, group: str, *, overwrite: bool, validate_containers: bool
+) -> ImportPlan:
+    """Check references against the store that they go to and the files that they name.
+
+    Raises
+    ------
+    InvalidInputError, AlreadyExistsError
+        As `icelite.kerchunk.import_kerchunk`.
+    """
+    references = found.references
+    _check_group(session, group, overwrite)
+    documents = _placed(references.documents, session, group)
+    if not overwrite:
+        _check_kinds(documents, session)
+    urls = _absolute(references.urls, found.root, references.origin)
+    stamps = _look(session, urls, references.origin, validate_containers)
+    sizes = np.array([-1 if stamps[url].size is None else stamps[url].size for url in urls], dtype=np.int64)
+    arrays = [_plan_array(join(group, path), table, urls, sizes) for path, table in references.arrays.items()]
+    locations = [session.access.locate(url, stamp=stamps[url], validate_container=validate_containers) for url in urls]
+    for path, codec in missing_codecs(documents):
+        warnings.warn(
+            f"array /{path} needs the codec {codec!r}, which is not installed here: its values cannot be read until"
+            " it is",
+            stacklevel=4,
+        )
+    return ImportPlan(group, overwrite, documents, arrays, locations, found.own)
+
+
+def _check_group(session: Session, group: str, overwrite: bool) -> None:
+    changes = session.changes
+    for above, _ in ancestors(group) if group else ():
+        entry = changes.find(above)
+        if entry is not None and entry.info is not None:
+            raise InvalidInputError(
+                f"/{group} is inside the array /{above}; an array has no nodes below it", ErrorKind.INVALID_PATH
+            )
+    there = [] if overwrite else changes.list_nodes(group)
+    arrays = [node.path for node in there if array_info(node.path, node.documents) is not None]
+    if arrays:
+        raise AlreadyExistsError(
+            f"group /{group} already holds {len(arrays)} arrays such as /{arrays[0]}; choose another group, or pass"
+            " overwrite=True to replace all that it holds",
+            ErrorKind.NODE_ALREADY_EXISTS,
+        )
+
+
+def _placed(documents: Documents, session: Session, group: str) -> Documents:
+    """The documents by their path in the store, and the groups above that are not there yet."""
+    format_ = DOCUMENTS[next(iter(next(iter(documents.values()))))]
+    name, text = GROUP_DOCUMENTS[format_]
+    above = [path for path, _ in ancestors(group)] if group else []
+    placed: Documents = {path: {name: text} for path in above if session.changes.find(path) is None}
+    placed.update({join(group, path) if path else group: texts for path, texts in documents.items()})
+    return placed
+
+
+def _check_kinds(documents: Documents, session: Session) -> None:
+    """Refuse metadata for a group that is there in the other format, or that would become an array."""
+    for path, texts in documents.items():
+        entry = session.changes.find(path)
+        if entry is not None and (".zarray" in texts or DOCUMENTS[next(iter(texts))] != entry.node.zarr_format):
+            raise AlreadyExistsError(
+                f"/{path} already is a group of Zarr v{entry.node.zarr_format}, which the references do not fit;"
+                " choose another group, or pass overwrite=True to replace it",
+                ErrorKind.NODE_ALREADY_EXISTS,
+            )
+
+
+def _absolute(urls: list[str], root: str | None, origin: str) -> list[str]:
+    """URLs with what relative ones are relative to."""
+    relative = [url for url in urls if not url.startswith("/") and "://" not in url]
+    if relative and root is None:
+        faults = [f"{url!r} is relative" for url in relative]
+        raise rejected(f"{origin}, without root= to say where relative paths begin", faults)
+    base = "" if root is None else (root if "://" in root else f"file://{os.path.realpath(root)}").rstrip("/")
+    known = set(relative)
+    return [_joined(base, url) if url in known else "file://" + url if url.startswith("/") else url for url in urls]
+
+
+def _joined(base: str, url: str) -> str:
+    return f"{base}/{url.removeprefix('./')}"
+
+
+def _look(session: Session, urls: list[str], origin: str, validate_containers: bool) -> dict[str, SourceStamp]:
+    """The stamps of the files now, when all of them may be referred to."""
+    faults: dict[str, IceliteError] = {}
+    for url in dict.fromkeys(urls):
+        try:
+            session.access.locate(url, validate_container=validate_containers)
+        except IceliteError as error:
+            faults[error.message] = error
+    if faults:
+        kind = common_kind(faults.values(), ErrorKind.INVALID_VIRTUAL_REF)
+        raise rejected(origin, list(faults), kind=kind)
+    return session.access.stamps(urls)
+
+
+def _plan_array(path: str, table: ChunkTable, urls: list[str], sizes: Ints) -> PlannedArray:
+    of_file = sizes[table.sources]
+    whole = table.lengths == WHOLE
+    unknown = np.unique(table.sources[whole & (of_file < 0)]).tolist()
+    if unknown:
+        faults = [
+            f"{urls[i]!r} is referred to as a whole, and its size is not known: it is not there, or may not be read"
+            " without authorize_virtual_chunk_access"
+            for i in unknown
+        ]
+        raise rejected(f"/{path}", faults, kind=ErrorKind.INVALID_VIRTUAL_REF)
+    lengths = np.where(whole, of_file, table.lengths)
+    _refuse(path, table, urls, lengths == 0, "has length 0", ErrorKind.ZERO_LENGTH_CHUNK)
+    beyond = (of_file >= 0) & (table.offsets > of_file - lengths)
+    _refuse(path, table, urls, beyond, "reaches past the end of the file", ErrorKind.INVALID_VIRTUAL_REF)
+    return PlannedArray(path, table.names, table.sources, table.offsets, lengths, table.inline)
+
+
+def _refuse(path: str, table: ChunkTable, urls: list[str], bad: np.ndarray, problem: str, kind: ErrorKind) -> None:
+    where = np.flatnonzero(bad)
+    if len(where):
+        faults = [
+            f"chunk {table.names[i]!r} ({urls[table.sources[i]]!r}, offset {table.offsets[i]},"
+            f" length {table.lengths[i]}) {problem}"
+            for i in where[:10].tolist()
+        ]
+        raise rejected(f"/{path}", faults, len(where), kind)
+
+
+def _key_order(names: list[str]) -> Ints:
+    """The order of chunk names as text, which is that of the catalog's table, without comparing texts.
+
+    Numbers sort as text when they are filled with zeros behind to one width, the shorter of two equal ones first; a
+    slash sorts before every digit, so dimensions compare one by one.
+    """
+    if len(names) < 2:
+        return np.arange(len(names))
+    numbers = positions(names, names[0].count("/") + 1)
+    digits = np.ones_like(numbers)
+    for power in range(1, len(str(numbers.max()))):
+        digits += numbers >= 10**power
+    filled = numbers * 10 ** (int(digits.max()) - digits)
+    keys = [column for axis in reversed(range(numbers.shape[1])) for column in (digits[:, axis], filled[:, axis])]
+    return np.lexsort(keys)

@@ -1,6 +1,6 @@
 """kerchunk's references in Parquet ("lazy references"): a folder with all metadata, and each array's chunks by row.
 
-Row ``i`` of ``<array>/refs.<n>.parq`` is the chunk at place ``n * record_size + i`` of the array's grid in C order,
+Row ``i`` of ``<array>/refs.<n>.parq`` is chunk number ``n * record_size + i`` of the array's grid in C order,
 with the columns ``path, offset, size, raw``; where neither ``path`` nor ``raw`` is set, there is no chunk. Offset
 and size 0 mean the whole file.
 """
@@ -11,20 +11,23 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Iterator
-from types import ModuleType
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
 from icelite.budget import unpacked_limit
+from icelite.catalog.positions import as_grid
 from icelite.errors import ErrorKind, InvalidInputError, shown
-from icelite.kerchunk.documents import array_infos, inline_bytes, malformed, read_documents, rejected
+from icelite.kerchunk.documents import array_infos, inline_bytes, inline_raw, malformed, read_documents, rejected
 from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, ReferenceSet, check_extents
-from icelite.keys import CONSOLIDATED, join
+from icelite.keys import CONSOLIDATED, check_path, join
 from icelite.metadata import ArrayInfo
 
 PARQUET_METADATA = CONSOLIDATED
+MAX_RECORDS = 100_000  # files that one array's references may become
 _RECORD = re.compile(r"refs\.(0|[1-9][0-9]{0,17})\.parq")
 _ROW_BYTES = 32  # of memory, for a row of nulls
 _MOST = 1 << 62  # chunks of a grid
@@ -47,6 +50,9 @@ def pyarrow(module: str) -> ModuleType:
         raise InvalidInputError(
             "references in Parquet need the package pyarrow: pip install 'icelite[kerchunk]'", ErrorKind.MISSING_PACKAGE
         ) from error
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
 
 
 def read_parquet(fs: Any, folder: str, origin: str) -> ReferenceSet:
@@ -124,7 +130,7 @@ def _read_records(
         raw = _raw(columns.get("raw"), path, limit)
         outside = [start + row for row in (*rows.tolist(), *raw) if row >= record_size or start + row >= chunks]
         if outside:
-            raise rejected(shown(path), [f"chunk {place} is outside the grid {grid}" for place in outside])
+            raise rejected(shown(path), [f"chunk {number} is outside the grid {grid}" for number in outside])
         rows = rows[~np.isin(rows, list(raw))] if raw else rows  # as fsspec reads it: bytes go before a path
         extents = [_numbers(columns, name, rows, path) for name in ("offset", "size")]
         inline = dict(zip(chunk_names_at(np.array(list(raw), dtype=np.int64) + start, grid), raw.values(), strict=True))
@@ -212,14 +218,135 @@ def _numbers(columns: Columns, name: str, rows: Ints, path: str) -> Ints:
     return values
 
 
-def chunk_names_at(places: Ints, grid: tuple[int, ...]) -> list[str]:
-    """The names of the chunks at places of a grid counted in C order."""
+def chunk_names_at(numbers: Ints, grid: tuple[int, ...]) -> list[str]:
+    """The names of the chunks with these numbers, counted in C order."""
     if not grid:
-        return [""] * len(places)
-    columns = [column.tolist() for column in np.unravel_index(places, grid)]
+        return [""] * len(numbers)
+    columns = [column.tolist() for column in np.unravel_index(numbers, grid)]
     return ["/".join(map(str, position)) for position in zip(*columns, strict=True)]
 
 
 def record_path(array: str, record: int) -> str:
     """The path of one file of an array's references, below the folder."""
     return join(array, f"refs.{record}.parq")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+class ParquetOutput:
+    """A folder of references that is being written; as a context manager, which completes it."""
+
+    def __init__(self, path: Path, record_size: int) -> None:
+        self._pa, self._parquet = pyarrow("pyarrow"), pyarrow("pyarrow.parquet")
+        self._path = path
+        self._record_size = record_size
+        self._metadata: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            content = {"metadata": self._metadata, "record_size": self._record_size}
+            (self._path / PARQUET_METADATA).write_text(json.dumps(content), encoding="utf-8")
+
+    def write_node(self, path: str, documents: Mapping[str, str]) -> None:
+        """Write the metadata of a group or array.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-array-metadata`` for what fsspec's lazy layout cannot hold.
+        """
+        if "zarr.json" in documents:
+            raise _unfit(
+                path, "is Zarr v3, which references in Parquet cannot be; pass zarr_format=2, or format='json'"
+            )
+        if ".zarray" in documents and not path:
+            raise _unfit(path, "is the root, and references in Parquet need a group around it; pass format='json'")
+        for name, text in documents.items():
+            content = json.loads(text)
+            if name == ".zarray" and "dimension_separator" in content:
+                content["dimension_separator"] = "."  # keys are made from rows, always with dots
+            self._metadata[join(path, name)] = content
+
+    def write_chunks(self, path: str, info: ArrayInfo, tables: Iterable[ChunkTable], urls: Sequence[str]) -> None:
+        """Write the references of an array; ``sources`` of the tables count ``urls``, which may grow meanwhile.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-argument`` when the array would become too many files.
+        """
+        folder = self._path / check_path(path)
+        grid = info.grid or ()
+        chunks = math.prod(grid)
+        records = -(-chunks // self._record_size)
+        if records > MAX_RECORDS:
+            raise InvalidInputError(
+                f"array /{path} has a grid of {chunks} chunks: {records} files with record_size={self._record_size};"
+                f" pass at least {-(-chunks // MAX_RECORDS)}",
+                ErrorKind.INVALID_ARGUMENT,
+            )
+        table = _merged(list(tables))
+        numbers = _numbers_of(table.names, grid, path)
+        order = np.argsort(numbers)
+        inline = dict(zip(_numbers_of(list(table.inline), grid, path).tolist(), table.inline.values(), strict=True))
+        inline_numbers = np.array(sorted(inline), dtype=np.int64)
+        folder.mkdir(parents=True, exist_ok=True)
+        for record in range(records):  # also those without references: fsspec's listings open every one
+            bounds = record * self._record_size, min((record + 1) * self._record_size, chunks)
+            some = order[slice(*np.searchsorted(numbers, bounds, sorter=order))]
+            raw: list[bytes | None] = [None] * (bounds[1] - bounds[0])
+            for number in inline_numbers[slice(*np.searchsorted(inline_numbers, bounds))].tolist():
+                raw[number - bounds[0]] = inline_raw(inline[number])
+            self._write_record(
+                self._path / record_path(path, record), table, some, numbers[some] - bounds[0], raw, urls
+            )
+
+    def _write_record(
+        self, file: Path, table: ChunkTable, some: Ints, rows: Ints, raw: list[bytes | None], urls: Sequence[str]
+    ) -> None:
+        used, indices = np.unique(table.sources[some], return_inverse=True)
+        sources, offsets, sizes = (np.full(len(raw), value, dtype=np.int64) for value in (-1, 0, 0))
+        sources[rows], offsets[rows], sizes[rows] = indices, table.offsets[some], table.lengths[some]
+        pa = self._pa
+        names = pa.array([urls[i] for i in used.tolist()], pa.string())
+        columns = {
+            "path": names.take(pa.array(sources, mask=sources < 0)),
+            "offset": pa.array(offsets),
+            "size": pa.array(sizes),
+            "raw": pa.array(raw, pa.binary()),
+        }
+        # without the statistics, fastparquet makes floats of integers, because any might be null
+        statistics = ["offset", "size"]
+        self._parquet.write_table(pa.table(columns), file, compression="zstd", write_statistics=statistics)
+
+
+def _merged(tables: list[ChunkTable]) -> ChunkTable:
+    empty = np.empty(0, dtype=np.int64)
+    return ChunkTable(
+        [name for table in tables for name in table.names],
+        np.concatenate([empty, *(table.sources for table in tables)]),
+        np.concatenate([empty, *(table.offsets for table in tables)]),
+        np.concatenate([empty, *(table.lengths for table in tables)]),
+        {name: data for table in tables for name, data in table.inline.items()},
+    )
+
+
+def _numbers_of(names: list[str], grid: tuple[int, ...], path: str) -> Ints:
+    """The numbers of chunks in a grid, counted in C order; of a chunk outside the grid, which has none, -1."""
+    positions = as_grid(names, len(grid), f"array /{path}").astype(np.int64)
+    if not grid or not names:
+        return np.zeros(len(names), dtype=np.int64)
+    inside = (positions < np.array(grid, dtype=np.int64)).all(axis=1)
+    numbers = np.full(len(names), -1, dtype=np.int64)
+    numbers[inside] = np.ravel_multi_index(tuple(positions[inside].T), grid)
+    return numbers
+
+
+def _unfit(path: str, problem: str) -> InvalidInputError:
+    return InvalidInputError(f"array or group /{path} {problem}", ErrorKind.INVALID_ARRAY_METADATA)

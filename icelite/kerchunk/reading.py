@@ -72,27 +72,27 @@ def read_references(
             f"references are a dict, a JSON file or a parquet folder, not {type(references).__name__}",
             ErrorKind.INVALID_ARGUMENT,
         )
-    place = _absolute(os.fspath(references))
-    if place.startswith(("http://", "https://")) and "@" in place.split("/")[2]:
+    url = _absolute(os.fspath(references))
+    if url.startswith(("http://", "https://")) and "@" in url.split("/")[2]:
         raise InvalidInputError(
-            f"reference file {place!r} has a user or password in its URL: pass them in storage_options,"
+            f"reference file {url!r} has a user or password in its URL: pass them in storage_options,"
             " as fsspec's file system of web servers takes them",
             ErrorKind.INVALID_ARGUMENT,
         )
-    found = _read(place, storage_options or {}, max_generated)
-    return ReferenceFile(found, folder or place.rpartition("/")[0] or "/", own=False)
+    found = _read(url, storage_options or {}, max_generated)
+    return ReferenceFile(found, folder or url.rpartition("/")[0] or "/", own=False)
 
 
-def _absolute(place: str) -> str:
-    if "://" in place:
-        return place.rstrip("/") if not place.startswith("file:///") else place.removeprefix("file://")
-    return os.path.abspath(os.path.expanduser(place))
+def _absolute(url: str) -> str:
+    if "://" in url:
+        return url.rstrip("/") if not url.startswith("file:///") else url.removeprefix("file://")
+    return os.path.abspath(os.path.expanduser(url))
 
 
-def _read(place: str, storage_options: Mapping[str, Any], max_generated: int) -> ReferenceSet:
-    origin = repr(place)
+def _read(url: str, storage_options: Mapping[str, Any], max_generated: int) -> ReferenceSet:
+    origin = repr(url)
     try:
-        fs, path = fsspec.core.url_to_fs(place, **storage_options)
+        fs, path = fsspec.core.url_to_fs(url, **storage_options)
         if fs.exists(f"{path}/{PARQUET_METADATA}"):
             return read_parquet(fs, path, origin)
         if fs.isdir(path):
@@ -102,7 +102,7 @@ def _read(place: str, storage_options: Mapping[str, Any], max_generated: int) ->
         raise
     except client_errors(ValueError, ImportError) as error:  # the last two are fsspec's
         failure = _failure(error, origin)
-        cause = None if has_secret(place) else error
+        cause = None if has_secret(url) else error
     else:
         return _parse(_json(data, origin), origin, max_generated)
     raise failure from cause  # out here, an exception that tells the URL is not the context of this one

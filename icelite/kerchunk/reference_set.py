@@ -80,7 +80,7 @@ class ReferenceSet:
 
     @property
     def count(self) -> int:
-        """How many chunks there are."""
+        """The number of chunks."""
         return sum(len(table.names) + len(table.inline) for table in self.arrays.values())
 
 
@@ -134,18 +134,18 @@ def collect_references(references: Mapping[str, Any], origin: str, expand: Calla
 def _distribute(references: Mapping[str, Any], rows: Mapping[str, _Rows]) -> list[str]:
     """Give each chunk key to its array; what is wrong with those that cannot be given. A million keys come by here."""
     faults: list[str] = []
-    places: dict[str, tuple[_Rows, str] | None] = {}
+    arrays: dict[str, tuple[_Rows, str] | None] = {}
     for key, value in references.items():
         directory, _, name = key.rpartition("/")
         if name in _METADATA:
             continue
-        if directory not in places:
-            places[directory] = _find_place(directory, rows) if len(key) <= MAX_KEY_CHARACTERS else None
-        place = places[directory]
-        if place is None:
+        if directory not in arrays:
+            arrays[directory] = _find_array(directory, rows) if len(key) <= MAX_KEY_CHARACTERS else None
+        array = arrays[directory]
+        if array is None:
             faults.append(f"key {shown(key)} belongs to no array")
             continue
-        mine, prefix = place
+        mine, prefix = array
         if type(value) is list or type(value) is tuple:
             if len(value) == 3:
                 mine.names.append(prefix + name)
@@ -164,7 +164,7 @@ def _distribute(references: Mapping[str, Any], rows: Mapping[str, _Rows]) -> lis
     return faults
 
 
-def _find_place(directory: str, rows: Mapping[str, _Rows]) -> tuple[_Rows, str] | None:
+def _find_array(directory: str, rows: Mapping[str, _Rows]) -> tuple[_Rows, str] | None:
     """The array that keys in a directory belong to, and what they have between its path and their last segment."""
     if directory in rows:
         return rows[directory], ""

@@ -39,7 +39,7 @@ _LARGEST = 1 << 63
 
 
 class Allowance:
-    """What evaluating the templates of one file may cost; it grows with the texts that the file asks for."""
+    """The cost that evaluating the templates of one file may have; it grows with the texts that the file asks for."""
 
     def __init__(self) -> None:
         self._steps = 1_000_000
@@ -299,7 +299,7 @@ def _values(name: str, values: Any, where: str) -> Sequence[Any]:
 
 
 def _count(values: Sequence[Any]) -> int:
-    """How many values there are, also where that is more than ``len`` can say."""
+    """The number of values, also where that is more than ``len`` can say."""
     if isinstance(values, range):
         return max(0, -((values.start - values.stop) // values.step))
     return len(values)

@@ -48,7 +48,7 @@ Values = list[tuple[str, int]]  # keys and their sizes in bytes
 
 @dataclass(slots=True)
 class Content:
-    """What is to be written: the keys of chunks, and of metadata.
+    """The keys to be written, of chunks and of metadata.
 
     Attributes
     ----------

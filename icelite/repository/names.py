@@ -10,7 +10,7 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
 from icelite.catalog.permissions import check_feature, check_online
-from icelite.catalog.remote import repeated
+from icelite.catalog.repeating import repeated
 from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError
 from icelite.types import parse_snapshot_id
 

@@ -18,7 +18,7 @@ from icelite.catalog.changes import copy_snapshot
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation, now, to_microseconds
 from icelite.catalog.permissions import check_feature, check_online
-from icelite.catalog.remote import PATIENCE
+from icelite.catalog.repeating import PATIENCE
 from icelite.catalog.settings import list_containers, save_container
 from icelite.catalog.usage import copy_usage
 from icelite.change_set import ChangeSet

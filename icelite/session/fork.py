@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from icelite.catalog import snapshots
 from icelite.catalog.database import Transaction
 from icelite.catalog.permissions import check_online
-from icelite.catalog.remote import repeat_write
+from icelite.catalog.repeating import repeat_write
 from icelite.change_set import absorb
 from icelite.errors import ErrorKind, SessionStateError
 from icelite.session.commits import Base

@@ -85,8 +85,13 @@ def check_bucket(bucket: str) -> None:
     InvalidInputError
         ``storage-config``.
     """
+    if "@" in bucket:  # not echoed: it may hold a password
+        raise InvalidInputError(
+            "a URL of a bucket with a user or password in it is refused: pass credentials= to"
+            " icelite.StorageConfig.s3_from_config",
+            ErrorKind.STORAGE_CONFIG,
+        )
     if not _BUCKET.fullmatch(bucket):
-        bucket = bucket.rpartition("@")[2]  # what precedes an @ may be a password
         raise InvalidInputError(f"{bucket!r} is not the name of a bucket", ErrorKind.STORAGE_CONFIG)
 
 

@@ -6,20 +6,23 @@ bytes are given out belong to the version that was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from icelite.credentials import S3Options
 from icelite.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
+from icelite.retry import Patience
 from icelite.storage import RemotePlace, S3Place, WebPlace
 from icelite.virtual.clients import client_for, run
-from icelite.virtual.s3 import S3Object, library_errors, status_of
-from icelite.virtual.web import ATTEMPTS, WebError, WebObject, quoted, read_body, version_of
+from icelite.virtual.s3 import S3Object, library_errors
+from icelite.virtual.source import AnswerError
+from icelite.virtual.web import ATTEMPTS, WebObject, quoted, read_body, version_of
 
 T = TypeVar("T")
 
-PART = 1 << 20
+PART = 8 << 20  # of a download
+BROKE_OFF = "broke off while it was read; check the network and try again"
 _LOST = (404, 409, 412)  # of a conditional PUT: the object is another one than the condition says
 QUOTED, BARE = "quoted", "bare"  # RFC 9110 wants quotes; Ceph RGW up to 19 refuses every ETag in them
 NOBODYS = '"00000000000000000000000000000000"'
@@ -71,39 +74,6 @@ class UnknownOutcomeError(Exception):
     """A write was sent and no answer came that tells whether it took place; the message says what came."""
 
 
-class CatalogObject(Protocol):
-    """One remote catalog as an object; every method blocks.
-
-    All raise `StorageError` (``io``) when the service cannot be asked or refuses.
-    """
-
-    url: str
-
-    def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        """The object if it is up to ``whole_bytes``, else its head; None when it is still ``known``, a strong ETag.
-
-        Raises
-        ------
-        RepositoryNotFoundError
-            ``repository-not-found``.
-        """
-        ...
-
-    def read_range(self, start: int, stop: int, version: str | None) -> bytes:
-        """Exactly the bytes ``[start, stop)`` of a version.
-
-        Raises
-        ------
-        StorageError
-            ``catalog-replaced`` when the object is another one by now.
-        """
-        ...
-
-    def download(self, version: str | None, size: int, file: BinaryIO) -> None:
-        """Write all of a version to a file; raises as `read_range`."""
-        ...
-
-
 def replaced(url: str) -> StorageError:
     """The error for a catalog that is another one than when it was opened."""
     return StorageError(
@@ -122,7 +92,7 @@ def _missing(url: str, answer: str) -> RepositoryNotFoundError:
 
 
 class S3Catalog:
-    """A catalog in a bucket; see `CatalogObject`. It can be written, too."""
+    """A catalog in a bucket; every method blocks."""
 
     def __init__(self, place: S3Place) -> None:
         self.url = place.url
@@ -136,15 +106,19 @@ class S3Catalog:
     def _ask(
         self, method: str, key: str | None = None, *, want: Callable[[int], int] | None = None, **arguments: Any
     ) -> tuple[Any, bytes]:
-        """The response to one request, and as many bytes of its body as are wanted of those announced."""
-        filesystem = self._object.client.filesystem()
-        if self.options.requester_pays:
-            arguments["RequestPayer"] = "requester"
+        """The response to one request, and as many bytes of its body as are wanted of those announced.
+
+        Raises
+        ------
+        AnswerError
+            For a refusal, no answer, or a body that breaks off.
+        """
+        filesystem = self._object.connect()
+        if key is not None:
+            arguments["Key"] = key
 
         async def send() -> tuple[Any, bytes]:
-            service = await filesystem.set_session()
-            name = self._object.key if key is None else key
-            response = await getattr(service, method)(Bucket=self._object.bucket, Key=name, **arguments)
+            response = await self._object.ask(filesystem, method, **arguments)
             if want is None:
                 return response, b""
             body = response["Body"]
@@ -154,24 +128,38 @@ class S3Catalog:
                     parts.append(part)
                     missing -= len(part)
                 return response, b"".join(parts)
+            except library_errors() as error:
+                problem = self._object.problem(error)
             finally:
                 body.close()
+            raise AnswerError(problem)
 
         return run(send())
 
+    def _patience(self) -> Patience:
+        return Patience(self.options.max_attempts or ATTEMPTS)
+
     def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        """See `CatalogObject.fetch`: one request, whose body is not read to its end where that is not needed."""
+        """The object if it is up to ``whole_bytes``, else its head; None when it is still ``known``, a strong ETag.
+
+        One request, whose body is not read to its end where that is not needed.
+
+        Raises
+        ------
+        RepositoryNotFoundError, StorageError
+            ``repository-not-found``; ``io`` when the service cannot be asked or refuses.
+        """
         condition: dict[str, Any] = {} if known is None else {"IfNoneMatch": known}
-        problem, status = "broke off while it was read", None
 
         def want(size: int) -> int:
             return size if size <= whole_bytes else min(size, head_bytes)
 
-        for _ in range(self.options.max_attempts or ATTEMPTS):
+        problem, status = BROKE_OFF, None
+        for _ in self._patience().tries():
             try:
                 response, data = self._ask("get_object", want=want, **condition)
-            except library_errors() as error:
-                problem, status = self._object.problem(error), status_of(error)
+            except AnswerError as error:
+                problem, status = error.problem, error.status
                 break
             size = int(response["ContentLength"])
             if known is not None and response.get("ETag") == known:  # the service heeds no conditions
@@ -185,30 +173,37 @@ class S3Catalog:
         raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
 
     def read_range(self, start: int, stop: int, version: str | None) -> bytes:
-        """See `CatalogObject.read_range`."""
+        """Exactly the bytes ``[start, stop)`` of a version.
+
+        Raises
+        ------
+        StorageError
+            ``catalog-replaced`` when the object is another one by now; ``io``.
+        """
         condition: dict[str, Any] = {} if version is None else {"IfMatch": version}
-        problem, status = "broke off while it was read", None
 
         def want(size: int) -> int:
             return min(size, stop - start)
 
-        for _ in range(self.options.max_attempts or ATTEMPTS):
+        problem, status = BROKE_OFF, None
+        for _ in self._patience().tries():
             try:
                 response, data = self._ask("get_object", want=want, Range=f"bytes={start}-{stop - 1}", **condition)
-            except library_errors() as error:
-                problem, status = self._object.problem(error), status_of(error)
+            except AnswerError as error:
+                problem, status = error.problem, error.status
                 break
             if version is not None and response.get("ETag") != version:
                 raise replaced(self.url)
             if len(data) == stop - start and (response.get("ContentRange") or "").startswith(f"bytes {start}-"):
-                return bytes(data)
+                return data
         if status in (404, 412, 416):
             raise replaced(self.url)
         raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
 
     def download(self, version: str | None, size: int, file: BinaryIO) -> None:
-        """See `CatalogObject.download`."""
-        _download(self.read_range, version, size, file)
+        """Write all of a version to a file, in parts; raises as `read_range`."""
+        for start in range(0, size, PART):
+            file.write(self.read_range(start, min(start + PART, size), version))
 
     def endpoint(self) -> str:
         """Where requests go, by whatever says so: the caller, the environment, or the configuration of the region.
@@ -218,16 +213,7 @@ class S3Catalog:
         StorageError
             ``io``.
         """
-
-        async def ask() -> str:
-            service = await self._object.client.filesystem().set_session()
-            return str(service.meta.endpoint_url)
-
-        try:
-            return run(ask())
-        except library_errors() as error:
-            problem = self._object.problem(error)
-        raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
+        return self._object.settings().endpoint
 
     def write(self, data: bytes, expected: str | None, form: str) -> str:
         """Replace the version ``expected`` (None: there is no object) by new bytes; the new version.
@@ -253,8 +239,8 @@ class S3Catalog:
     def _put(self, key: str | None, data: bytes, condition: dict[str, Any]) -> str:
         try:
             response, _ = self._ask("put_object", key, Body=data, **condition)
-        except library_errors() as error:
-            problem, status = self._object.problem(error), status_of(error)
+        except AnswerError as error:
+            problem, status = error.problem, error.status
         else:
             version = response.get("ETag")
             if not version:
@@ -313,7 +299,7 @@ class S3Catalog:
     def _remove(self, key: str) -> None:
         try:
             self._ask("delete_object", key)
-        except library_errors():  # not allowed to: an object of 50 bytes stays
+        except AnswerError:  # not allowed to: an object of 50 bytes stays
             return
 
 
@@ -323,21 +309,23 @@ def _as(form: str, version: str) -> str:
 
 
 class WebCatalog:
-    """A catalog on a web server; see `CatalogObject`."""
+    """A catalog on a web server; read as an `S3Catalog`, never written."""
 
     def __init__(self, place: WebPlace) -> None:
         self.url = place.url
         target = quoted(place.url) + (f"?{place.query}" if place.query else "")
-        self._object = WebObject(place.url, place.base, target, place.access.headers, place.max_attempts or ATTEMPTS)
+        self._object = WebObject(place.url, place.base, target, place.access, place.max_attempts or ATTEMPTS)
 
     def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
-        """See `CatalogObject.fetch`: one request, whose body is not read to its end where that is not needed."""
-        return self._translated(lambda: run(self._fetch(known, whole_bytes, head_bytes)))
+        """See `S3Catalog.fetch`: one request, whose body is not read to its end where that is not needed."""
+        return self._translated(lambda: run(self._fetch(self._object.connect(), known, whole_bytes, head_bytes)))
 
-    async def _fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
+    async def _fetch(
+        self, given: Mapping[str, str], known: str | None, whole_bytes: int, head_bytes: int
+    ) -> Fetched | None:
         headers = {} if known is None else {"If-None-Match": known}
-        for _ in range(self._object.attempts):
-            async with self._object.ask("GET", headers, (200, 304)) as response:
+        async for _ in Patience(self._object.attempts).tries_async():
+            async with self._object.ask("GET", given, headers, (200, 304)) as response:
                 version = version_of(response)
                 if response.status == 304 or (known is not None and version == known):
                     return None
@@ -347,52 +335,44 @@ class WebCatalog:
                 if data is not None:
                     ranges = {"bytes": True, "none": False}.get(response.headers.get("Accept-Ranges", ""))
                     return Fetched(version, len(data) if size is None else size, data, ranges)
-        raise WebError(f"broke off while it was read, {self._object.attempts} times; check the network and try again")
+        raise AnswerError(BROKE_OFF)
 
     def gives_ranges(self) -> bool:
         """Whether the server answers a request for a range with the range."""
-        try:
-            run(self._object.read_range(1, 2))
-        except WebError as error:
-            if error.status == 200:
-                return False
-            raise StorageError(f"the catalog {self.url!r} {error.problem}", ErrorKind.IO) from None
-        return True
+        return self._translated(lambda: run(self._gives_ranges(self._object.connect())))
+
+    async def _gives_ranges(self, given: Mapping[str, str]) -> bool:
+        async with self._object.ask("GET", given, {"Range": "bytes=1-1"}, (200, 206)) as response:
+            return bool(response.status == 206)
 
     def read_range(self, start: int, stop: int, version: str | None) -> bytes:
-        """See `CatalogObject.read_range`."""
-        _, data = self._translated(lambda: run(self._object.read_range(start, stop, version=version)))
+        """See `S3Catalog.read_range`."""
+        given = self._object.connect()
+        _, data = self._translated(lambda: run(self._object.read_range(given, start, stop, version=version)))
         if len(data) != stop - start:
             raise replaced(self.url)
         return data
 
     def download(self, version: str | None, size: int, file: BinaryIO) -> None:
-        """See `CatalogObject.download`; in one request, for servers that know no ranges."""
-        self._translated(lambda: run(self._download(version, size, file)))
+        """See `S3Catalog.download`; in one request, for servers that know no ranges."""
+        self._translated(lambda: run(self._download(self._object.connect(), version, size, file)))
 
-    async def _download(self, version: str | None, size: int, file: BinaryIO) -> None:
-        async with self._object.ask("GET", {}, (200,)) as response:
+    async def _download(self, given: Mapping[str, str], version: str | None, size: int, file: BinaryIO) -> None:
+        async with self._object.ask("GET", given, {}, (200,)) as response:
             if version_of(response) != version:
-                raise WebError("was replaced", 412)
+                raise AnswerError("was replaced", 412)
             data = await read_body(response, size)
         if data is None or len(data) != size:
-            raise WebError("broke off while it was read; check the network and try again")
+            raise AnswerError(BROKE_OFF)
         file.write(data)
 
     def _translated(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
-        except WebError as error:
+        except AnswerError as error:
             status, problem = error.status, error.problem
         if status in (404, 410):
             raise _missing(self.url, f"it {problem}")
         if status in (412, 416):
             raise replaced(self.url)
         raise StorageError(f"the catalog {self.url!r} {problem}", ErrorKind.IO)
-
-
-def _download(
-    read_range: Callable[[int, int, str | None], bytes], version: str | None, size: int, file: BinaryIO
-) -> None:
-    for start in range(0, size, 8 * PART):
-        file.write(read_range(start, min(start + 8 * PART, size), version))

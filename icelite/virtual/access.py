@@ -17,17 +17,17 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from icelite import virtual
 from icelite.config import VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential, check_credential
 from icelite.errors import redact
 from icelite.storage import RemotePlace
 from icelite.types import ChunkType, Location, SourceStamp
-from icelite.virtual import refusal
+from icelite.virtual import refusal, remote
 from icelite.virtual.containers import KnownContainers
 from icelite.virtual.local import LocalSource, is_catalog
+from icelite.virtual.remote import Target
 from icelite.virtual.source import Source, fetch_error
 from icelite.virtual.urls import (
     bad_reference,
@@ -42,9 +42,6 @@ from icelite.virtual.urls import (
     relative_path,
     scheme_of,
 )
-
-if TYPE_CHECKING:
-    from icelite.virtual.remote import Target
 
 _MAX_SOURCES = 16_384  # a source remembers that the gates were passed; it keeps no file open
 
@@ -149,7 +146,7 @@ class VirtualAccess(KnownContainers):
         elif scheme not in ("", "file"):
             check_remote(url)
             self.check_unsigned(url)
-            inside = None if self._place is None else virtual.remote.path_inside(self._place, url)
+            inside = None if self._place is None else remote.path_inside(self._place, url)
             if inside is not None:
                 path = inside
             elif validate_container and longest_covering(self._containers, url) is None:
@@ -223,7 +220,7 @@ class VirtualAccess(KnownContainers):
             else:
                 check_remote(absolute)
                 found[url] = SourceStamp()
-        found.update(zip(targets, virtual.remote.stamps_of(list(targets.values())), strict=True))
+        found.update(zip(targets, remote.stamps_of(list(targets.values())), strict=True))
         return found
 
     def _absolute_url(self, url: str) -> str:
@@ -287,15 +284,15 @@ class VirtualAccess(KnownContainers):
         target = self._authorised(url)
         if target is None:
             raise refusal.unauthorised(url, self.suggested_prefix(url), self._catalog, chunk)
-        return virtual.remote.open_target(location, target, check_time=True)
+        return remote.RemoteSource(location, target, check_time=True)
 
     def _open_relative(self, location: Location, chunk: str | None, native: bool) -> Source:
         if self._place is not None:
-            target = virtual.remote.reach_beside(self._place, relative_path(location.path))
+            target = remote.reach_beside(self._place, relative_path(location.path))
             asked = native or not is_hidden(location.path) or location.path in self._own_files
             if not asked and self._authorised(self.locator(location)) is None:
                 raise refusal.hidden(self.url(location), self._place.url, chunk)
-            return virtual.remote.open_target(location, target, check_time=self._at_home)
+            return remote.RemoteSource(location, target, check_time=self._at_home)
         if self._directory is None:
             raise bad_reference(location.path, "is relative, and a catalog in memory has no directory")
         path = os.path.realpath(existing_path(os.path.join(self._directory, relative_path(location.path))))
@@ -342,17 +339,30 @@ class VirtualAccess(KnownContainers):
         if scheme_of(url) in ("", "file"):
             return None
         check_remote(url)
-        inside = None if self._place is None else virtual.remote.path_inside(self._place, url)
+        inside = None if self._place is None else remote.path_inside(self._place, url)
         if self._place is not None and inside is not None:
-            return virtual.remote.reach_beside(self._place, inside)
+            return remote.reach_beside(self._place, inside)
         return self._authorised(url)
+
+    def lookup_target(self, url: str) -> Target:
+        """The object at a remote URL, which the caller must have authorised.
+
+        Raises
+        ------
+        InvalidInputError
+            ``unauthorized-virtual-chunk-container``, ``invalid-virtual-ref``.
+        """
+        found = self.find_target(url)
+        if found is None:
+            raise refusal.unauthorised_source(url)
+        return found
 
     def _authorised(self, url: str) -> Target | None:
         prefix = longest_covering(self._access, url)
         if prefix is None:
             return None
         declared = longest_covering(self._declared, url)
-        return virtual.remote.reach(
+        return remote.reach(
             url, prefix, self._access[prefix], None if declared is None else self._declared[declared].store
         )
 

@@ -16,7 +16,8 @@ from collections import OrderedDict
 
 from icelite.errors import StorageError
 from icelite.types import Location, SourceStamp
-from icelite.virtual.source import fetch_error, is_newer, modified_error, range_error
+from icelite.virtual.source import fetch_error, modified_error, range_error
+from icelite.virtual.stamps import is_newer
 
 MAX_DESCRIPTORS = 128
 _BLOCKING_BYTES = 1 << 20  # above, a read would hold an event loop for long: it goes to a thread

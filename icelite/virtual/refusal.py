@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.errors import ErrorKind, InvalidInputError, shown
 
 _XARRAY = "(xarray.open_dataset takes the same keyword)"
 
@@ -43,6 +43,17 @@ def unauthorised(url: str, prefix: str, catalog: str | None, chunk: str | None) 
     return InvalidInputError(
         f"{_subject(url, chunk)} may not be read: nothing passed on open covers it; if you trust this catalog with"
         f" that place: {_open_line(catalog, prefix)} {_XARRAY}",
+        ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
+    )
+
+
+def unauthorised_source(url: str) -> InvalidInputError:
+    """The caller names a source and authorised no prefix that covers it."""
+    prefix = narrow_prefix(url)
+    public = ", with icelite.s3_credentials(anonymous=True) for a public bucket" if url.startswith("s3://") else ""
+    return InvalidInputError(
+        f"source {shown(url)} may not be read: nothing that was passed covers it; add"
+        f" authorize_virtual_chunk_access={{{literal(prefix)}: {expression(prefix)}}}{public}",
         ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
     )
 

@@ -1,7 +1,7 @@
 """Reading objects on S3 by range, through s3fs.
 
-One request gives a chunk's bytes together with the object's size, ETag and time, so the check and the bytes belong to
-the same object. The check precedes the body: nothing is read that is not exactly the range asked for.
+One request gives bytes together with the object's size, ETag and time, so the check and the bytes belong to the same
+object. Nothing is read that is not exactly the range asked for.
 Errors name the object and the service's error code, never its message nor an exception of the libraries below, which
 may repeat keys or tokens.
 """
@@ -12,15 +12,15 @@ import asyncio
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from icelite.errors import StorageError
-from icelite.types import Location, SourceStamp
-from icelite.virtual.clients import S3Client, run, run_async
-from icelite.virtual.source import fetch_error, is_changed, modified_error, range_error
+from icelite.retry import Patience
+from icelite.types import SourceStamp
+from icelite.virtual.clients import S3Client, run
+from icelite.virtual.source import AnswerError, fetch_error
+from icelite.virtual.stamps import SECOND
 
 ATTEMPTS = 3  # of a whole read; botocore repeats single requests by itself
-SECOND = 1_000_000_000
 _CREDENTIAL_CODES = {
     "AccessDenied",
     "ExpiredToken",
@@ -31,6 +31,18 @@ _CREDENTIAL_CODES = {
     "TokenRefreshRequired",
 }
 _REGION_CODES = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+
+
+class S3Settings(NamedTuple):
+    """Where requests go and how they are signed; ``keys`` are id, secret and token, or None for unsigned requests."""
+
+    endpoint: str
+    region: str
+    seconds: int
+    keys: tuple[str, str, str | None] | None
+
+    def __repr__(self) -> str:
+        return f"S3Settings({self.endpoint!r}, {self.region!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +63,97 @@ class S3Object:
     prefix: str | None
     client: S3Client
 
-    async def ask(
-        self, filesystem: Any, method: str, chunk: str | None, *, none_for: int, **arguments: Any
-    ) -> dict[str, Any] | None:
-        """Send one request on s3fs's loop; None when the service answers with the HTTP status ``none_for``.
+    def connect(self) -> Any:
+        """The s3fs filesystem to use now; may ask for keys."""
+        return self.client.filesystem()
+
+    def is_connected(self) -> bool:
+        """Whether `connect` asks nobody."""
+        return not self.client.is_stale()
+
+    def settings(self) -> S3Settings:
+        """What s3fs has worked out from credentials, options and environment; blocks.
 
         Raises
         ------
         StorageError
             ``virtual-chunk-fetch``.
         """
+        filesystem = self.connect()
+
+        async def find() -> S3Settings:
+            service = await filesystem.set_session()
+            keys = None if filesystem.anon else await service._request_signer._credentials.get_frozen_credentials()
+            region, endpoint = service.meta.region_name, service.meta.endpoint_url
+            seconds = self.client.options.network_stream_timeout_seconds or 60
+            return S3Settings(endpoint, region, seconds, None if keys is None else tuple(keys)[:3])
+
+        try:
+            return run(find())
+        except library_errors() as error:
+            problem = self.problem(error)
+        raise fetch_error(None, self.url, problem)
+
+    async def ask(self, filesystem: Any, method: str, **arguments: Any) -> dict[str, Any]:
+        """The response to one request, sent again by botocore when the service fails.
+
+        Raises
+        ------
+        AnswerError
+            For a refusal, or no answer.
+        """
         if self.client.options.requester_pays:
             arguments["RequestPayer"] = "requester"
         try:
             service = await filesystem.set_session()
-            response: dict[str, Any] = await getattr(service, method)(Bucket=self.bucket, Key=self.key, **arguments)
+            response: dict[str, Any] = await getattr(service, method)(
+                **{"Bucket": self.bucket, "Key": self.key, **arguments}
+            )
             return response
         except library_errors() as error:
             status, problem = status_of(error), self.problem(error)
-        if status == none_for:
-            return None
-        raise fetch_error(chunk, self.url, problem)  # out here, the library's exception is not the context of this one
+        raise AnswerError(problem, status)  # out here, the library's exception is not the context of this one
+
+    async def read_range(self, filesystem: Any, start: int, stop: int) -> tuple[SourceStamp, bytes]:
+        """The object as it is now, and its bytes ``[start, stop)``, which may be fewer at its end.
+
+        Raises
+        ------
+        AnswerError
+            With status 416 for a range past the end.
+        """
+        async for _ in Patience(ATTEMPTS).tries_async():
+            response = await self.ask(filesystem, "get_object", Range=f"bytes={start}-{stop - 1}")
+            body = response["Body"]
+            try:
+                found = _stamp(response)
+                expected = min(stop, found.size or stop)
+                if _span(response) != (start, expected) or response.get("ContentLength") != expected - start:
+                    offered = "{} to {}".format(*_span(response))
+                    raise AnswerError(f"was asked for bytes {start} to {stop} and the server offered {offered}")
+                data: bytes = await body.read()
+            except library_errors():
+                continue
+            finally:
+                body.close()
+            if len(data) == expected - start:
+                return found, data
+        raise AnswerError(f"broke off while it was read, {ATTEMPTS} times; check the network and try again")
+
+    async def stamp(self, filesystem: Any) -> SourceStamp:
+        """Size, ETag and time of the object now; empty when it does not exist.
+
+        Raises
+        ------
+        AnswerError
+            When the service cannot be asked.
+        """
+        try:
+            return _stamp(await self.ask(filesystem, "head_object"))
+        except AnswerError as error:
+            if error.status != 404:
+                raise
+        return SourceStamp()
 
     def problem(self, error: BaseException) -> str:
         """What went wrong and what to do, without anything a library or server wrote but a short code."""
@@ -94,105 +176,6 @@ class S3Object:
             return f"needs credentials, and none were found in the environment ({name}){remedy}"
         place = self.client.options.endpoint_url or "Amazon S3"
         return f"could not be fetched from {place}: {name}; check the network and endpoint_url"
-
-    async def stamp(self, filesystem: Any, chunk: str | None = None) -> SourceStamp:
-        """Size, ETag and time of the object now; empty when it does not exist.
-
-        Raises
-        ------
-        StorageError
-            ``virtual-chunk-fetch`` when the service cannot be asked.
-        """
-        response = await self.ask(filesystem, "head_object", chunk, none_for=404)
-        return SourceStamp() if response is None else _stamp(response)
-
-
-class S3Source:
-    """One object on S3; see `Source`.
-
-    Parameters
-    ----------
-    check_time
-        Whether the modification time (whole seconds on S3) counts.
-    """
-
-    is_local = False
-
-    def __init__(self, location: Location, target: S3Object, *, check_time: bool) -> None:
-        self._location = location
-        self._object = target
-        self._check_time = check_time
-
-    def read(self, offset: int, length: int, chunk: str) -> bytes:
-        """See `Source.read`."""
-        return run(self._read(self._object.client.filesystem(), offset, length, chunk))
-
-    async def read_async(self, offset: int, length: int, chunk: str) -> bytes:
-        """See `Source.read_async`."""
-        client = self._object.client
-        filesystem = await asyncio.to_thread(client.filesystem) if client.is_stale() else client.filesystem()
-        return await run_async(self._read(filesystem, offset, length, chunk))
-
-    def check(self, chunk: str | None) -> SourceStamp | None:
-        """See `Source.check`."""
-        found = run(self._object.stamp(self._object.client.filesystem(), chunk))
-        if found == SourceStamp():
-            return None
-        if self._is_changed(found):
-            raise modified_error(chunk, self._object.url, self._location, found)
-        return found
-
-    async def _read(self, filesystem: Any, offset: int, length: int, chunk: str) -> bytes:
-        if offset < 0 or length <= 0:
-            raise fetch_error(chunk, self._object.url, f"cannot have bytes {offset} to {offset + length}")
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(0.1 * 4**attempt)
-            data = await self._try(filesystem, offset, length, chunk)
-            if data is not None:
-                return data
-        raise fetch_error(
-            chunk, self._object.url, f"broke off while it was read, {ATTEMPTS} times; check the network and try again"
-        )
-
-    async def _try(self, filesystem: Any, offset: int, length: int, chunk: str) -> bytes | None:
-        """The bytes, or None when the connection broke off while they came."""
-        span = f"bytes={offset}-{offset + length - 1}"
-        response = await self._object.ask(filesystem, "get_object", chunk, none_for=416, Range=span)
-        if response is None:
-            raise await self._past_end(filesystem, offset, length, chunk)
-        body = response["Body"]
-        try:
-            self._check(response, offset, length, chunk)
-            data: bytes = await body.read()
-        except library_errors():
-            return None
-        finally:
-            body.close()
-        return data if len(data) == length else None
-
-    async def _past_end(self, filesystem: Any, offset: int, length: int, chunk: str) -> StorageError:
-        """Why the service refused the range: the object changed, or the reference is wrong."""
-        found = await self._object.stamp(filesystem, chunk)
-        if self._is_changed(found):
-            return modified_error(chunk, self._object.url, self._location, found)
-        return range_error(chunk, self._object.url, offset, length, found.size or 0)
-
-    def _check(self, response: Any, offset: int, length: int, chunk: str) -> None:
-        url = self._object.url
-        found = _stamp(response)
-        if self._is_changed(found):
-            raise modified_error(chunk, url, self._location, found)
-        if found.size is not None and offset + length > found.size:
-            raise range_error(chunk, url, offset, length, found.size)
-        start, end = _span(response)
-        if (start, end) != (offset, offset + length) or response.get("ContentLength") != length:
-            raise fetch_error(
-                chunk, url, f"was asked for bytes {offset} to {offset + length} and the server offered {start} to {end}"
-            )
-
-    def _is_changed(self, found: SourceStamp) -> bool:
-        return is_changed(found, self._location, check_time=self._check_time, resolution=SECOND)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -1,13 +1,27 @@
-"""What every kind of source promises, and the check that a source is still the one that was referenced."""
+"""What every kind of source promises, and the errors of all of them."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from icelite.errors import ErrorKind, StorageError
-from icelite.types import Location, SourceStamp
+from icelite.types import SourceStamp
+from icelite.virtual.stamps import Stamped, describe
 
-TIME_TOLERANCE = 1_000  # nanoseconds: Icechunk's checksums and Python's datetimes have microseconds
+
+class AnswerError(Exception):
+    """What a service's answer was, in words that hold nothing secret.
+
+    Attributes
+    ----------
+    status
+        The HTTP status; None when no service answered.
+    """
+
+    def __init__(self, problem: str, status: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.status = status
 
 
 class Source(Protocol):
@@ -46,31 +60,6 @@ class Source(Protocol):
         ...
 
 
-def is_newer(found: int, location: Location, *, resolution: int) -> bool:
-    """Whether a modification time contradicts the recorded one.
-
-    With a recorded size the source was looked at when it was referenced, so the times must be equal, in units of
-    ``resolution`` nanoseconds. Without, the time is a limit (Icechunk's ``checksum=datetime``): not modified after it.
-    """
-    recorded = location.modified_at
-    if recorded is None:
-        return False
-    if location.size is not None:
-        return found // resolution != recorded // resolution
-    return found > recorded + TIME_TOLERANCE
-
-
-def is_changed(found: SourceStamp, location: Location, *, check_time: bool, resolution: int) -> bool:
-    """Whether a remote source is another one than was referenced, as far as that was recorded."""
-    if location.size is not None and found.size != location.size:
-        return True
-    if location.etag is not None and found.etag != location.etag.strip('"'):
-        return True
-    if not check_time or location.modified_at is None:
-        return False
-    return found.modified_at is None or is_newer(found.modified_at, location, resolution=resolution)
-
-
 def fetch_error(
     chunk: str | None, url: str, problem: str, kind: ErrorKind = ErrorKind.VIRTUAL_CHUNK_FETCH
 ) -> StorageError:
@@ -79,12 +68,12 @@ def fetch_error(
     return StorageError(f"{subject} {problem}", kind)
 
 
-def modified_error(chunk: str | None, url: str, location: Location, found: SourceStamp) -> StorageError:
+def modified_error(chunk: str | None, url: str, recorded: Stamped, found: Stamped) -> StorageError:
     """The error for a source that is no longer the one that was referenced."""
     return fetch_error(
         chunk,
         url,
-        f"changed since it was referenced: recorded {_describe(location)}, found {_describe(found)};"
+        f"changed since it was referenced: recorded {describe(recorded)}, found {describe(found)};"
         " restore the file, or write its references again",
         ErrorKind.VIRTUAL_CHUNK_MODIFIED,
     )
@@ -100,12 +89,3 @@ def range_error(chunk: str, url: str, offset: int, length: int, size: int) -> St
         " replaced, or the reference is wrong",
         kind,
     )
-
-
-def _describe(stamp: Location | SourceStamp) -> str:
-    parts = {
-        "size": stamp.size,
-        "ETag": stamp.etag,
-        "modification time": None if stamp.modified_at is None else f"{stamp.modified_at} ns",
-    }
-    return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None) or "nothing"

@@ -1,51 +1,68 @@
 """Reading files of web servers by range, through aiohttp on fsspec's event loop.
 
-A redirect is followed only to where the prefix covers it, and every reply is checked to be the range asked for.
+A redirect is followed only to where the prefix covers it or the caller names the host, which gets none of the caller's
+headers; every reply is checked to be the range asked for. A server that knows no ranges costs one bounded copy a file.
 Errors name the URL without its query, and of what a server wrote only numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import netrc
 import os
 import re
+import tempfile
+import time
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
+from urllib.request import getproxies, proxy_bypass
 
-from icelite.types import Location, SourceStamp
-from icelite.virtual.clients import run, run_async
-from icelite.virtual.source import fetch_error, is_changed, modified_error, range_error
+from icelite.credentials import HttpAccess, WebAccess
+from icelite.retry import Patience
+from icelite.types import SourceStamp
+from icelite.virtual.local import Descriptor
+from icelite.virtual.source import AnswerError
+from icelite.virtual.stamps import SECOND, is_changed
 
 ATTEMPTS = 3
-MAX_REDIRECTS = 5
+MAX_REDIRECTS = 10  # a login takes four
 CONNECT_SECONDS, READ_SECONDS = 10, 60
-SECOND = 1_000_000_000
+MOST_KEPT = 8  # copies of files
+FRESH_SECONDS = 30.0  # a copy is not asked after for so long
 _VERBATIM = "/:?[]@!$&'()*+,;=~%-._"  # what a URL may hold as it is; '#' is part of a name here
 _AGAIN = (429, 500, 502, 503, 504)
 
 
 class _Sessions:
-    """aiohttp's session of this process, made on fsspec's loop at the first request."""
+    """aiohttp's sessions of this process, made on fsspec's loop at the first request.
+
+    Requests with a login keep the cookies that it leads to, apart from all others.
+    """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self._session: Any = None
+        self._sessions: dict[WebAccess | None, Any] = {}
 
-    def lookup(self) -> Any:
-        if self._session is None or self._session.closed:
-            from aiohttp import ClientSession, ClientTimeout
+    def lookup(self, access: WebAccess) -> Any:
+        login = access if access.redirects else None
+        session = self._sessions.get(login)
+        if session is None or session.closed:
+            from aiohttp import ClientSession, ClientTimeout, CookieJar, DummyCookieJar
 
             timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-            self._session = ClientSession(timeout=timeout, trust_env=True, auto_decompress=False)
-            weakref.finalize(self, _close, self._session, asyncio.get_running_loop(), os.getpid())
-        return self._session
+            jar = DummyCookieJar() if login is None else CookieJar()
+            session = self._sessions[login] = ClientSession(timeout=timeout, auto_decompress=False, cookie_jar=jar)
+            weakref.finalize(self, _close, session, asyncio.get_running_loop(), os.getpid())
+        return session
 
 
 def _close(session: Any, loop: asyncio.AbstractEventLoop, process: int) -> None:
@@ -58,21 +75,6 @@ _sessions = _Sessions()
 os.register_at_fork(after_in_child=_sessions.clear)  # connections and event loop stay with the parent
 
 
-class WebError(Exception):
-    """What a server's answer was, in words that hold nothing secret.
-
-    Attributes
-    ----------
-    status
-        The HTTP status; None when no server answered.
-    """
-
-    def __init__(self, problem: str, status: int | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.status = status
-
-
 @dataclass(frozen=True, slots=True)
 class WebObject:
     """One file of a web server and the way to it.
@@ -82,114 +84,328 @@ class WebObject:
     url
         How messages call it: without a query that may hold a signature.
     root
-        Redirects must stay below this prefix.
+        Redirects must stay below this prefix, or one that the caller named for them.
     target
         What is requested.
-    headers
-        Sent with each request.
     """
 
     url: str
     root: str
     target: str
-    headers: tuple[tuple[str, str], ...] = ()
+    access: WebAccess = HttpAccess
     attempts: int = ATTEMPTS
 
+    def connect(self) -> Mapping[str, str]:
+        """The headers to send; may call the caller's function for them."""
+        return self.access.current_headers()
+
+    def is_connected(self) -> bool:
+        """Whether `connect` asks nobody."""
+        return self.access.get_headers is None
+
     @asynccontextmanager
-    async def ask(self, method: str, headers: Mapping[str, str], accept: tuple[int, ...]) -> AsyncIterator[Any]:
+    async def ask(
+        self, method: str, given: Mapping[str, str], headers: Mapping[str, str], accept: tuple[int, ...]
+    ) -> AsyncIterator[Any]:
         """The response to one request, sent again when the server fails; its body is not read yet.
+
+        Parameters
+        ----------
+        given
+            As `connect` gives them.
 
         Raises
         ------
-        WebError
+        AnswerError
             For a status not in ``accept``, a redirect out of the prefix, or no answer.
         """
-        response = await self._send(method, {**dict(self.headers), "Accept-Encoding": "identity", **headers}, accept)
+        response = await self._send(method, given, {"Accept-Encoding": "identity", **headers}, accept)
         try:
             yield response
         finally:
             response.release()  # closes the connection where some of the body was not read
 
-    async def _send(self, method: str, headers: Mapping[str, str], accept: tuple[int, ...]) -> Any:
-        failure = WebError("could not be fetched")
-        for attempt in range(self.attempts):
-            if attempt:
-                await asyncio.sleep(0.1 * 4**attempt)
+    async def _send(
+        self, method: str, given: Mapping[str, str], headers: Mapping[str, str], accept: tuple[int, ...]
+    ) -> Any:
+        refreshed = False
+        async for is_last in Patience(self.attempts).tries_async():
             try:
-                return await self._follow(method, headers, accept)
-            except WebError as error:
-                failure = error
-                if error.status is not None and error.status not in _AGAIN:
-                    break
-        raise failure
+                try:
+                    return await self._follow(method, given, headers, accept)
+                except AnswerError as error:
+                    if error.status != 401 or self.access.get_headers is None or refreshed:
+                        raise
+                    refreshed = True
+                given = await asyncio.to_thread(self.access.renewed_headers, given)
+                return await self._follow(method, given, headers, accept)
+            except AnswerError as error:
+                if is_last or (error.status is not None and error.status not in _AGAIN):
+                    raise
+        raise AssertionError("the last try returns or raises")
 
-    async def _follow(self, method: str, headers: Mapping[str, str], accept: tuple[int, ...]) -> Any:
+    async def _follow(
+        self, method: str, given: Mapping[str, str], headers: Mapping[str, str], accept: tuple[int, ...]
+    ) -> Any:
         from aiohttp import ClientError
         from yarl import URL
 
+        session = _sessions.lookup(self.access)
         target = URL(self.target, encoded=True)
         for _ in range(MAX_REDIRECTS):
+            own = given if self._is_inside(str(target)) else {}  # nobody else gets the caller's headers
             name = None
             try:
-                response = await _sessions.lookup().request(method, target, headers=headers, allow_redirects=False)
+                way = await _way_to(target, {**own, **headers})
+                response = await session.request(method, target, allow_redirects=False, **way)
             except (TimeoutError, ClientError, OSError, ValueError) as error:
                 name = type(error).__name__
             if name is not None:  # out here, the library's exception is not the context of this one
-                raise WebError(f"could not be fetched: {name}; check the URL and the network")
+                raise AnswerError(f"could not be fetched: {name}; check the URL and the network")
             if response.status in accept:
                 return response
             response.close()
             if response.status not in (301, 302, 303, 307, 308):
-                raise WebError(_refusal(response.status), response.status)
-            target = target.join(URL(response.headers.get("Location", "")))
-            if not str(target).startswith(self.root) or target.user is not None:
-                place = target.with_query(None).with_fragment(None).with_user(None)
-                raise WebError(
-                    f"redirects to '{place}', which is not below {self.root!r}: icelite follows no redirect out of"
-                    " the prefix; use that URL instead if you trust it",
-                    response.status,
-                )
-        raise WebError(f"redirects more than {MAX_REDIRECTS} times", 310)
+                raise AnswerError(_refusal(response.status), response.status)
+            try:
+                target = target.join(URL(response.headers.get("Location", ""), encoded=True))
+            except ValueError:
+                raise AnswerError("redirects to something that is no URL", response.status) from None
+            self._check_redirect(target, response.status)
+        raise AnswerError(f"redirects more than {MAX_REDIRECTS} times", 310)
 
-    async def read_range(self, start: int, stop: int, *, version: str | None = None) -> tuple[SourceStamp, bytes]:
+    def _is_inside(self, target: str) -> bool:
+        return target == self.target or target.startswith(self.root)
+
+    def _check_redirect(self, target: Any, status: int) -> None:
+        allowed = self._is_inside(str(target)) or str(target).startswith(tuple(self.access.redirects))
+        if not allowed or target.user is not None:
+            place = target.with_query(None).with_fragment(None).with_user(None)
+            host = place.origin() if place.is_absolute() else place
+            raise AnswerError(
+                f"redirects to '{place}', which is not below {self.root!r}: icelite follows a redirect out of the"
+                f" prefix only to hosts that you name, as in icelite.http_access(redirects=['{host}/'])",
+                status,
+            )
+
+    async def read_range(
+        self, given: Mapping[str, str], start: int, stop: int, *, version: str | None = None
+    ) -> tuple[SourceStamp, bytes]:
         """The file as it is now, and its bytes ``[start, stop)``, which may be fewer at the end of the file.
+
+        A server that knows no ranges sends all of it, which is kept for the next call.
 
         Raises
         ------
-        WebError
-            With status 412 for another version than ``version``, 416 past the end, 200 when the server knows no ranges.
+        AnswerError
+            With status 412 for another version than ``version``, 416 past the end, 200 when the server knows no ranges
+            and the file is too large to be kept.
         """
+        if self._origin in copies.ranged:
+            return await self._read_range(given, start, stop, version)
+        async with copies.turn(self):  # or many readers at once would each be sent the whole file
+            return await self._read_range(given, start, stop, version)
+
+    @property
+    def _origin(self) -> str:
+        return "/".join(self.target.split("/", 3)[:3])
+
+    async def _read_range(
+        self, given: Mapping[str, str], start: int, stop: int, version: str | None
+    ) -> tuple[SourceStamp, bytes]:
+        kept = await copies.find(self, given)
+        if kept is not None and version in (None, kept.version):
+            return kept.stamp, kept.read(start, stop)
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        for attempt in range(self.attempts):
-            if attempt:
-                await asyncio.sleep(0.1 * 4**attempt)
-            async with self.ask("GET", headers, (200, 206)) as response:
+        async for _ in Patience(self.attempts).tries_async():
+            async with self.ask("GET", given, headers, (200, 206)) as response:
                 found = stamp_of(response)
                 if version is not None and version_of(response) != version:
-                    raise WebError("was replaced while it was read", 412)
+                    raise AnswerError("was replaced while it was read", 412)
                 if response.status == 200 and not (start == 0 and found.size is not None and found.size <= stop):
-                    raise WebError(
-                        "is on a server that ignores range requests; serve it from one that knows them (HTTP 206), or"
-                        " copy it",
-                        200,
-                    )
-                if response.status == 206 and not _fits(response, start, stop):
-                    raise WebError(f"was asked for bytes {start} to {stop} and the server sent others", 206)
+                    kept = await copies.keep(self, response)
+                    if kept is not None:
+                        return kept.stamp, kept.read(start, stop)
+                    continue
+                if response.status == 206:
+                    copies.ranged.add(self._origin)
+                    if not _fits(response, start, stop):
+                        raise AnswerError(f"was asked for bytes {start} to {stop} and the server sent others", 206)
                 data = await read_body(response, stop - start)
             if data is not None:
                 return found, data
-        raise WebError(f"broke off while it was read, {self.attempts} times; check the network and try again")
+        raise AnswerError(f"broke off while it was read, {self.attempts} times; check the network and try again")
 
-    async def stamp(self) -> SourceStamp:
+    async def stamp(self, given: Mapping[str, str]) -> SourceStamp:
         """Size, ETag and time of the file now; empty when it does not exist.
+
+        A server that refuses HEAD, as for a URL that was signed for GET, is asked for one byte.
 
         Raises
         ------
-        WebError
+        AnswerError
             When the server cannot be asked.
         """
-        async with self.ask("HEAD", {}, (200, 404, 410)) as response:
-            return stamp_of(response) if response.status == 200 else SourceStamp()
+        try:
+            async with self.ask("HEAD", given, {}, (200, 404, 410)) as response:
+                found = stamp_of(response)
+                if response.status != 200:
+                    return SourceStamp()
+                if found != SourceStamp():
+                    return found
+        except AnswerError as error:
+            if error.status not in (400, 401, 403, 405, 501):
+                raise
+        return await self._stamp_by_get(given)
+
+    async def _stamp_by_get(self, given: Mapping[str, str]) -> SourceStamp:
+        async with self.ask("GET", given, {"Range": "bytes=0-0"}, (200, 206, 404, 410, 416)) as response:
+            return SourceStamp() if response.status in (404, 410) else stamp_of(response)
+
+
+async def _way_to(target: Any, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The proxy and the login for a host, as the environment and ``~/.netrc`` have them.
+
+    aiohttp would find both by itself, but refuses a request that has a token and a login.
+    """
+    from yarl import URL
+
+    way: dict[str, Any] = {"headers": dict(headers)}
+    proxy = None if proxy_bypass(target.host or "") else getproxies().get(target.scheme)
+    if proxy is not None:
+        found = URL(proxy)
+        way["proxy"] = found.with_user(None)
+        if found.user is not None:
+            way["proxy_headers"] = {"Proxy-Authorization": _basic(found.user, found.password or "")}
+    if not any(name.lower() == "authorization" for name in headers):
+        login = await asyncio.to_thread(_find_login, target.host or "")
+        if login is not None:
+            way["headers"]["Authorization"] = _basic(*login)
+    return way
+
+
+def _basic(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def _find_login(host: str) -> tuple[str, str] | None:
+    """Name and password for a host in the caller's netrc file."""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        found = netrc.netrc(path).hosts.get(host)
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):  # there is none that can be read
+        return None
+    return None if found is None else (found[0], found[2] or "")
+
+
+class KeptCopy:
+    """All of a file whose server knows no ranges, on this machine until it is forgotten."""
+
+    def __init__(self, stamp: SourceStamp, version: str | None) -> None:
+        self.stamp = stamp
+        self.version = version
+        self.checked_at = time.monotonic()
+        number, name = tempfile.mkstemp(prefix="icelite-")
+        os.unlink(name)
+        self._file = Descriptor(number)
+
+    def append(self, data: bytes) -> None:
+        """Add to what is here."""
+        with memoryview(data) as rest:
+            done = 0
+            while done < len(data):
+                done += os.write(self._file.number, rest[done:])
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Its bytes ``[start, stop)``, fewer at its end.
+
+        Raises
+        ------
+        AnswerError
+            With status 416 for a range past the end.
+        """
+        if start >= (self.stamp.size or 0):
+            raise AnswerError(f"has {self.stamp.size} bytes", 416)
+        return os.pread(self._file.number, stop - start, start)
+
+
+class KeptCopies:
+    """The copies of files whose servers know no ranges: few, bounded, and asked after now and then.
+
+    Attributes
+    ----------
+    ranged
+        Servers that are known to give ranges.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self.ranged: set[str] = set()
+        self._kept: OrderedDict[WebObject, KeptCopy] = OrderedDict()
+        self._turns: weakref.WeakValueDictionary[WebObject, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def turn(self, target: WebObject) -> asyncio.Lock:
+        """Lets one reader of a file ask its server at a time."""
+        return self._turns.setdefault(target, asyncio.Lock())
+
+    async def find(self, target: WebObject, given: Mapping[str, str]) -> KeptCopy | None:
+        """The copy of a file, if there is one and the file is still as it was."""
+        kept = self._kept.get(target)
+        if kept is None:
+            return None
+        if time.monotonic() - kept.checked_at > FRESH_SECONDS:
+            if kept.version is None or is_changed(await target.stamp(given), kept.stamp):
+                self._kept.pop(target, None)
+                return None
+            kept.checked_at = time.monotonic()
+        self._kept.move_to_end(target)
+        return kept
+
+    async def keep(self, target: WebObject, response: Any) -> KeptCopy | None:
+        """Copy the body of a response; None when it broke off.
+
+        Raises
+        ------
+        AnswerError
+            With status 200, when it is too large.
+        """
+        try:
+            kept = KeptCopy(stamp_of(response), version_of(response))
+        except OSError as error:
+            raise AnswerError(f"could not be copied to the temporary folder: {error.strerror}") from None
+        if not await self._fill(kept, response, target.access.copy_bytes):
+            return None
+        self._kept[target] = kept
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+        return kept
+
+    async def _fill(self, kept: KeptCopy, response: Any, limit: int) -> bool:
+        size = 0
+        async for part in body_of(response):
+            if part is None:
+                return False
+            size += len(part)
+            if size > limit or (kept.stamp.size or 0) > limit:
+                raise AnswerError(
+                    f"is on a server that ignores range requests, and larger than the {limit / (1 << 20):g} MiB that"
+                    " are copied of such a file: serve it from one that knows ranges (HTTP 206), or pass more"
+                    " copy_bytes to icelite.http_access",
+                    200,
+                )
+            try:
+                kept.append(part)
+            except OSError as error:
+                raise AnswerError(f"could not be copied to the temporary folder: {error.strerror}") from None
+        kept.stamp = replace(kept.stamp, size=size)
+        return True
+
+
+copies = KeptCopies()
+os.register_at_fork(after_in_child=copies.clear)
 
 
 async def read_body(response: Any, limit: int, *, cut: bool = False) -> bytes | None:
@@ -200,21 +416,33 @@ async def read_body(response: Any, limit: int, *, cut: bool = False) -> bytes | 
     cut
         Only the first ``limit`` bytes are wanted.
     """
+    parts, size = [], 0
+    async for part in body_of(response):
+        if part is None:
+            return None
+        parts.append(part)
+        size += len(part)
+        if cut and size >= limit:
+            return b"".join(parts)[:limit]
+        if size > limit:
+            raise AnswerError(f"sends more than the {limit} bytes it was asked for", response.status)
+    return b"".join(parts)
+
+
+async def body_of(response: Any) -> AsyncIterator[bytes | None]:
+    """The parts of a body; then None, if it broke off or has another length than was announced."""
     from aiohttp import ClientError
 
-    announced = response.content_length
-    parts, size = [], 0
+    announced, size = response.content_length, 0
     try:
         async for part in response.content.iter_chunked(1 << 18):
-            parts.append(part)
             size += len(part)
-            if cut and size >= limit:
-                return b"".join(parts)[:limit]
-            if size > limit:
-                raise WebError(f"sends more than the {limit} bytes it was asked for", response.status)
+            yield part
     except (TimeoutError, ClientError, OSError):
-        return None
-    return b"".join(parts) if announced is None or size == announced else None
+        yield None
+        return
+    if announced is not None and size != announced:
+        yield None
 
 
 def version_of(response: Any) -> str | None:
@@ -260,65 +488,3 @@ def quoted(url: str) -> str:
 def beside(base: str, path: str) -> str:
     """The URL of a file whose path, as a file system knows it, starts at a base URL."""
     return base + quote(path, safe="/~!$&'()*+,;=:@-._")
-
-
-class WebSource:
-    """One file of a web server; see `Source`.
-
-    Parameters
-    ----------
-    check_time
-        Whether the modification time (whole seconds) counts.
-    """
-
-    is_local = False
-
-    def __init__(self, location: Location, target: WebObject, *, check_time: bool) -> None:
-        self._location = location
-        self._object = target
-        self._check_time = check_time
-
-    def read(self, offset: int, length: int, chunk: str) -> bytes:
-        """See `Source.read`."""
-        return run(self._read(offset, length, chunk))
-
-    async def read_async(self, offset: int, length: int, chunk: str) -> bytes:
-        """See `Source.read_async`."""
-        return await run_async(self._read(offset, length, chunk))
-
-    def check(self, chunk: str | None) -> SourceStamp | None:
-        """See `Source.check`."""
-        found = run(self._translated(self._object.stamp(), chunk))
-        if found == SourceStamp():
-            return None
-        self._compare(found, chunk)
-        return found
-
-    async def _read(self, offset: int, length: int, chunk: str) -> bytes:
-        if offset < 0 or length <= 0:
-            raise fetch_error(chunk, self._object.url, f"cannot have bytes {offset} to {offset + length}")
-        try:
-            found, data = await self._object.read_range(offset, offset + length)
-        except WebError as error:
-            status, problem = error.status, error.problem
-        else:
-            self._compare(found, chunk)
-            if len(data) != length:
-                raise range_error(chunk, self._object.url, offset, length, found.size or offset + len(data))
-            return data
-        if status == 416:  # the file changed, or the reference is wrong
-            found = await self._translated(self._object.stamp(), chunk)
-            self._compare(found, chunk)
-            raise range_error(chunk, self._object.url, offset, length, found.size or 0)
-        raise fetch_error(chunk, self._object.url, problem)
-
-    async def _translated(self, asking: Coroutine[Any, Any, SourceStamp], chunk: str | None) -> SourceStamp:
-        try:
-            return await asking
-        except WebError as error:
-            problem = error.problem
-        raise fetch_error(chunk, self._object.url, problem)
-
-    def _compare(self, found: SourceStamp, chunk: str | None) -> None:
-        if is_changed(found, self._location, check_time=self._check_time, resolution=SECOND):
-            raise modified_error(chunk, self._object.url, self._location, found)

@@ -23,7 +23,7 @@ from zarr.storage import MemoryStore, StorePath
 from icelite.catalog.payloads import check_size
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.inspection import open_source, read_gap
-from icelite.formats.parsed import Gap, Inspection
+from icelite.formats.parsed import FileInspection, Gap
 from icelite.store.references import MISSING, SHOWN
 from icelite.virtualizarr.arrays import Column, chunk_shape
 from icelite.virtualizarr.plan import PlannedGroup, VirtualArray
@@ -129,7 +129,7 @@ class Copier:
             self.unchecked[url] = str(error)
         return False
 
-    def _matches(self, url: str, found: Inspection) -> Iterator[tuple[_Candidate, int, Gap]]:
+    def _matches(self, url: str, found: FileInspection) -> Iterator[tuple[_Candidate, int, Gap]]:
         groups = [one.group for one in self._candidates if len(one.numbers(url))]
         for one in self._candidates:
             yield from ((one, number, gap) for number, gap in _find_unfiltered(one, url, found))
@@ -210,7 +210,7 @@ class _Candidate:
         return {references.urls[code] for code in np.unique(references.codes[long])}
 
 
-def _find_unfiltered(candidate: _Candidate, url: str, found: Inspection) -> Iterator[tuple[int, Gap]]:
+def _find_unfiltered(candidate: _Candidate, url: str, found: FileInspection) -> Iterator[tuple[int, Gap]]:
     """Yield the numbers of an array's chunks that lack filters in the file."""
     numbers = candidate.numbers(url)
     if found.unfiltered and len(numbers):
@@ -219,7 +219,7 @@ def _find_unfiltered(candidate: _Candidate, url: str, found: Inspection) -> Iter
         yield from zip(numbers[hits].tolist(), map(found.unfiltered.__getitem__, offsets[hits].tolist()), strict=True)
 
 
-def _find_detached(candidate: _Candidate, found: Inspection) -> list[Gap]:
+def _find_detached(candidate: _Candidate, found: FileInspection) -> list[Gap]:
     """The datasets of a file, stored elsewhere, that the array may be; it has no reference to the file."""
     path = f"/{candidate.array.path}"
     name = path.rpartition("/")[2]

@@ -19,7 +19,7 @@ from icelite.formats.packing import (
     is_certain,
     packing_of,
 )
-from icelite.formats.parsed import INSPECTED, Inspection
+from icelite.formats.parsed import INSPECTED, FileInspection
 from icelite.store.references import SHOWN
 from icelite.types import SourceStamp
 
@@ -96,7 +96,7 @@ class Sources:
     unread: dict[str, str] = field(default_factory=dict)
     _admitted: set[str] = field(default_factory=set)
     _local: set[str] = field(default_factory=set)
-    _inspections: dict[str, Inspection] = field(default_factory=dict)
+    _inspections: dict[str, FileInspection] = field(default_factory=dict)
 
     def admit(self, urls: Iterable[str], path: str) -> None:
         """Check the files that the array at ``path`` names.
@@ -199,7 +199,7 @@ class Sources:
                 self.unread[url] = str(error)  # else of another format, or not whole; what its parser read stays
             return ()
 
-    def inspect(self, url: str, *, chunks: bool) -> Inspection:
+    def inspect(self, url: str, *, chunks: bool) -> FileInspection:
         """What a file holds that references do not say: as its parser found, or looked at once.
 
         Parameters
@@ -223,4 +223,4 @@ class Sources:
         for dataset in datasets:
             noted: object = dataset.encoding.get(INSPECTED, {})
             if isinstance(noted, Mapping):
-                self._inspections |= {url: found for url, found in noted.items() if isinstance(found, Inspection)}
+                self._inspections |= {url: found for url, found in noted.items() if isinstance(found, FileInspection)}

@@ -18,6 +18,7 @@ import zarr
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 
+from icelite.formats.parsed import OWN_COORDINATES
 from icelite.interrupts import heard_interrupts
 from icelite.keys import check_path
 from icelite.store import IceliteStore
@@ -209,7 +210,12 @@ def _datasets(vds: xr.Dataset | xr.DataTree, group: str, inherited: bool) -> Ite
         return
     for node in vds.subtree:
         below = "" if node is vds else node.relative_to(vds)
-        yield f"{group}/{below}".strip("/"), node.to_dataset(inherit=inherited or node is vds)
+        dataset = node.to_dataset(inherit=inherited or node is vds)
+        repeated = [name for name in dataset.encoding.get(OWN_COORDINATES, ()) if name not in dataset]
+        if repeated:  # the file has them in both groups, and either may be opened alone
+            whole = node.to_dataset(inherit=True)
+            dataset = dataset.assign_coords({name: whole.coords[name] for name in repeated if name in whole.coords})
+        yield f"{group}/{below}".strip("/"), dataset
 
 
 def _write_group(store: IceliteStore, plan: PlannedGroup, copies: Copies, sources: Sources) -> None:

@@ -36,9 +36,13 @@ def describe(name: str, thing: object) -> str:
         members = [
             member
             for member, value in inspect.getmembers(thing)
-            if not member.startswith("_") and inspect.getdoc(value) and (getattr(value, "__module__", None) or "icelite").startswith("icelite")
+            if not member.startswith("_")
+            and inspect.getdoc(value)
+            and (getattr(value, "__module__", None) or "icelite").startswith("icelite")
         ]
-        shown = ", ".join(f"`{member}`" for member in members) if name in ("Repository", "Session", "IceliteStore") else ""
+        shown = (
+            ", ".join(f"`{member}`" for member in members) if name in ("Repository", "Session", "IceliteStore") else ""
+        )
         return f"| `{name}` | {sentence(thing)}{' Members: ' + shown if shown else ''} |"
     if inspect.isroutine(thing):
         return f"| `{name}()` | {sentence(thing)} |"

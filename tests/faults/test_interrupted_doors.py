@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from icelite import Repository, RepositoryConfig
 from icelite.catalog import connections, database, door, prepared, watch
 from icelite.catalog import locks as guard
 
-FILES = {module.__file__ for module in (connections, database, door, guard, prepared, watch)}
+FILES = {module.__file__ for module in (connections, contextlib, database, door, guard, prepared, watch)}
 
 
 @pytest.fixture
@@ -33,8 +34,11 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def interrupted_at(line: int, action: Callable[[], object]) -> bool:
-    """Run with a KeyboardInterrupt at the n-th line of the doors; False once there are no more lines."""
+def interrupted_at(line: int, action: Callable[[], object], then: Callable[[], None]) -> bool:
+    """Run with a KeyboardInterrupt at the n-th line of the doors; False once there are no more lines.
+
+    ``then`` is called while the traceback is alive, and with it every frame that the interrupt ended.
+    """
     left = line
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -52,6 +56,8 @@ def interrupted_at(line: int, action: Callable[[], object]) -> bool:
         action()
         return False
     except KeyboardInterrupt:
+        sys.settrace(None)
+        then()
         return True
     finally:
         sys.settrace(None)
@@ -85,10 +91,13 @@ def test_an_interrupt_at_any_line_leaves_nothing_locked(path: Path, name: str) -
     action, line = ACTIONS[name], 1
     step = 1 if os.environ.get("ICELITE_CAMPAIGN") else 11  # a prime, so that lines of loops are met in turn
     action(repo)
-    while interrupted_at(line, lambda: action(repo)):
+
+    def check() -> None:
         assert find_locks(path) == [], line
         other.create_tag(f"o{line}", other.lookup_branch("main"))  # without waiting
         repo.create_tag(f"t{line}", repo.lookup_branch("main"))
+
+    while interrupted_at(line, lambda: action(repo), check):
         line += step
     assert line > 30
     assert action(repo) is not False
@@ -111,10 +120,9 @@ for turn in range(count):
             repo.delete_branch(f"b{number}")
             if number % 50 == 0:
                 repo.compact()
-    except KeyboardInterrupt:
-        pass
-    other.create_branch(f"o{turn}", tip)
-    repo.create_branch(f"r{turn}", tip)
+    except KeyboardInterrupt:  # and the traceback is alive
+        other.create_branch(f"o{turn}", tip)
+        repo.create_branch(f"r{turn}", tip)
     print("ok", flush=True)
 """
 

@@ -45,6 +45,7 @@ OLD = sys.version_info < (3, 12)
 VALUES = (np.add.outer(np.arange(230) * 7, np.arange(170) * 3) % 60_000).astype("f4")
 RGB = np.stack([VALUES % 255, VALUES % 13, VALUES % 77], axis=-1).astype("u1")
 PAGES = np.stack([VALUES, VALUES + 1]).astype(">u2")
+PLANES = {"planarconfig": "separate", "photometric": "minisblack", "metadata": None}
 TILED = {"tile": (64, 64), "compression": "zlib"}
 Expected = Mapping[str, Any]
 
@@ -119,7 +120,6 @@ def strings(file: Any, _: Path) -> None:
     file["fixed"] = np.array([b"a", b"bcdef"])
     file["variable"] = ["x", "", "zzz\u00e9"]
     file["one"] = "hello"
-    file["fixed"].attrs["_FillValue"] = np.bytes_(b"a")
 
 
 def kinds(file: Any, _: Path) -> None:
@@ -158,8 +158,71 @@ def groups(file: Any, _: Path) -> None:
     put(file, "a/b/lzf", compression="lzf")
 
 
-def lists(file: Any, _: Path) -> None:
+def unstorable(file: Any, _: Path) -> None:
+    """What Zarr has no type for, beside something that it has; attributes as well."""
+    file["values"] = np.arange(3)
     file.create_dataset("lists", shape=(3,), dtype=h5py.vlen_dtype("i4"))
+    file.create_dataset("references", data=[file["values"].ref], dtype=h5py.ref_dtype)
+    file["arrays"] = np.zeros(2, np.dtype([("a", "i4"), ("b", "f4", (3,))]))
+    attributes = {"reference": file["values"].ref, "record": np.zeros(1, [("a", "i4")]), "complex": 1j}
+    for node in (file, file["values"]):
+        node.attrs.update(attributes)
+
+
+def low(file: Any, name: str, kind: Any, values: Any, *filters: str, chunks: int = 0, compact: bool = False) -> None:
+    """A dataset that h5py does not write by itself: of a type, in an order of filters, in the object's header."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if compact:
+        plist.set_layout(h5py.h5d.COMPACT)
+    if chunks:
+        plist.set_chunk((chunks,))
+    for each in filters:
+        getattr(plist, f"set_{each}")(*((4,) if each == "deflate" else ()))
+    space = h5py.h5s.create_simple(values.shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, plist)
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values))
+
+
+def matlab(file: Any, _: Path) -> None:
+    """As ``save -v7.3`` writes: small arrays compact, others chunked; dimensions without scales."""
+    low(file, "small", h5py.h5t.IEEE_F64LE, np.arange(1.0, 6.0), compact=True)
+    put(file, "large", VALUES, compression="gzip")
+    for name in ("small", "large"):
+        file[name].attrs["MATLAB_class"] = np.bytes_(b"double")
+
+
+def odd_types(file: Any, _: Path) -> None:
+    short = h5py.h5t.STD_I16LE.copy()
+    short.set_precision(12)
+    low(file, "bits", short, np.array([-1, 5, -2000], "i2"))
+    brain = h5py.h5t.IEEE_F32LE.copy()
+    brain.set_fields(15, 7, 8, 0, 7)
+    brain.set_size(2)
+    brain.set_ebias(127)
+    low(file, "bfloat16", brain, np.array([-1, 2, 70144], "f4"))
+    blanks = h5py.h5t.C_S1.copy()
+    blanks.set_size(5)
+    blanks.set_strpad(h5py.h5t.STR_SPACEPAD)
+    file["padded"] = np.zeros(2, np.dtype([("x", "i1"), ("y", "f8")], align=True))
+    low(file, "blanks", blanks, np.array([b"abc", b"d"], "S5"))
+
+
+def odd_filters(file: Any, _: Path) -> None:
+    numbers, kind = np.arange(1000, dtype="i4"), h5py.h5t.STD_I32LE
+    low(file, "backwards", kind, numbers, "deflate", "shuffle", chunks=400)
+    low(file, "twice", kind, numbers, "deflate", "deflate", chunks=400)
+    low(file, "checked_first", kind, numbers, "fletcher32", "deflate", chunks=400)
+
+
+def bare_chunks(file: Any, _: Path) -> None:
+    """Of three chunks the middle one is stored without filters, as HDF5 does where they save nothing."""
+    put(file, "masked", np.arange(1200, dtype="i4"), (400,), compression="gzip", shuffle=True)
+    file["masked"].id.write_direct_chunk((400,), np.arange(400, dtype="i4").tobytes(), filter_mask=3)
+
+
+def array_elements(file: Any, _: Path) -> None:
+    dataset = file.create_dataset("arrays", shape=(4,), dtype=np.dtype(("f4", (3,))))
+    dataset[...] = np.arange(12, dtype="f4").reshape(4, 3)
 
 
 def write_netcdf(folder: Path, form: str = "NETCDF4") -> Path:
@@ -290,6 +353,30 @@ def write_tables(folder: Path) -> Path:
     return write_fits(folder, fits.BinTableHDU(rows, name="TABLE"), fits.CompImageHDU(VALUES, name="PACKED"))
 
 
+def write_vectors(folder: Path) -> Path:
+    rows = np.empty(3, object)
+    rows[:] = [np.arange(2.0), np.arange(0.0), np.arange(5.0)]
+    columns = [
+        fits.Column("vector", "6E", dim="(3,2)", array=np.arange(18.0).reshape(3, 2, 3)),
+        fits.Column("lists", "PD()", array=rows),
+    ]
+    return write_fits(folder, fits.BinTableHDU.from_columns(columns, name="T"))
+
+
+def write_groups(folder: Path) -> Path:
+    data = np.arange(24, dtype="f4").reshape(4, 2, 3)
+    groups = fits.GroupData(data, bitpix=-32, parnames=["UU", "VV"], pardata=[np.arange(4.0), np.arange(4.0) + 10])
+    fits.HDUList([fits.GroupsHDU(groups)]).writeto(folder / "data.fits")
+    return folder / "data.fits"
+
+
+def write_scaled(folder: Path) -> Path:
+    text = '<GDALMetadata><Item name="SCALE" sample="1" role="scale">0.5</Item></GDALMetadata>'
+    return write_tiff(
+        folder, np.stack([VALUES, VALUES]).astype("u2"), extratags=[(42112, "s", 0, text, True)], **PLANES
+    )
+
+
 def write_zarr(folder: Path, zarr_format: int, **options: Any) -> Path:
     path = folder / "data.zarr"
     group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
@@ -300,6 +387,33 @@ def write_zarr(folder: Path, zarr_format: int, **options: Any) -> Path:
         settings = {"shape": VALUES.shape, "chunks": (50, 60), "dtype": "f4", "fill_value": -1} | names | options
         parent.create_array(name, **settings)[:100] = VALUES[:100]
     return path
+
+
+def write_kinds(folder: Path, zarr_format: int) -> Path:
+    """Arrays without names of dimensions, of text, in columns, of the other byte order, and one that is broken."""
+    path = folder / "data.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    group.create_array("square", shape=(4, 4), chunks=(2, 3), dtype="f4", fill_value=-1)[:] = VALUES[:4, :4]
+    group.create_array("big_endian", shape=(4, 5), chunks=(2, 2), dtype=">i4", fill_value=-1)[:] = VALUES[:4, :5]
+    group.create_array("one", shape=(), dtype="f8")[...] = 7
+    group.create_array("text", shape=(3,), chunks=(2,), dtype=str)[:] = np.array(["a", "b\u00e9", "c" * 9], object)
+    if zarr_format == 2:
+        group.create_array("columns", shape=(4, 5), chunks=(2, 2), dtype="f8", order="F", fill_value=-1)[:] = VALUES[
+            :4, :5
+        ]
+        nested = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        group.create_array("nested", shape=(4, 5), chunks=(2, 2), dtype="i2", fill_value=-1, **nested)[:] = VALUES[
+            :4, :5
+        ]
+        group.create_array("fixed", shape=(3,), dtype="<U3")[:] = ["a", "bc", "def"]
+    return path
+
+
+def write_root_array(folder: Path, zarr_format: int) -> Path:
+    options = {"shape": (4, 5), "chunks": (2, 2), "dtype": "f4", "fill_value": -1, "zarr_format": zarr_format}
+    array = zarr.create_array(folder / "data.zarr", **options)
+    array[:] = VALUES[:4, :5]
+    return folder / "data.zarr"
 
 
 def zipped(method: int, folder: Path) -> Path:
@@ -350,6 +464,24 @@ def by_astropy(path: Path) -> Expected:
         return {part.name: part.data for part in parts[1:]}
 
 
+def by_columns(path: Path) -> Expected:
+    with fits.open(path, memmap=False) as parts:
+        lists = np.full((3, 5), np.nan)
+        for row, values in zip(lists, parts["T"].data["lists"], strict=True):
+            row[: len(values)] = values
+        return {"T_vector": parts["T"].data["vector"], "T_lists": lists, "T_lists_length": np.array([2, 0, 5])}
+
+
+def by_groups(path: Path) -> Expected:
+    with fits.open(path, memmap=False) as parts:
+        data = parts[0].data
+        return {"PRIMARY": data.data, "PRIMARY_UU": data.par("UU"), "PRIMARY_VV": data.par("VV")}
+
+
+def by_scaling(path: Path) -> Expected:
+    return {"band_data": tifffile.imread(path) * np.array([1, 0.5]).reshape(2, 1, 1)}
+
+
 def by_zarr(path: Path) -> Expected:
     store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
     groups = (("", "top"), ("below", "deep"))
@@ -358,6 +490,12 @@ def by_zarr(path: Path) -> Expected:
         for group, name in groups
     }
     return {name: array.values for name, array in opened.items()}
+
+
+def by_zarr_alone(path: Path) -> Expected:
+    node = zarr.open(path, mode="r")
+    arrays = {"data": node} if isinstance(node, zarr.Array) else dict(node.arrays())
+    return {name: np.asarray(array[...]) for name, array in arrays.items()}
 
 
 def by_eccodes(path: Path) -> Expected:
@@ -420,7 +558,12 @@ SAMPLES = [
     Sample("HDF5", "unlimited, empty, unwritten", partial(write_hdf5, unlimited), by_h5py),
     Sample("HDF5", "values in other files", partial(write_hdf5, elsewhere), by_h5py),
     Sample("HDF5", "groups", partial(write_hdf5, groups), by_h5py, tree=True),
-    Sample("HDF5", "lists of variable length", partial(write_hdf5, lists), by_h5py),
+    Sample("HDF5", "what Zarr cannot store", partial(write_hdf5, unstorable), by_h5py),
+    Sample("HDF5", "integers of 12 bits, bfloat16, records, text", partial(write_hdf5, odd_types), by_h5py),
+    Sample("HDF5", "filters in other orders", partial(write_hdf5, odd_filters), by_h5py),
+    Sample("HDF5", "a chunk without its filters", partial(write_hdf5, bare_chunks), by_h5py),
+    Sample("HDF5", "elements that are arrays", partial(write_hdf5, array_elements), by_h5py),
+    Sample("HDF5", "MATLAB 7.3", partial(write_hdf5, matlab, userblock_size=512), by_h5py),
     Sample("netCDF3", "cubed-sphere mesh (CDF-1)", partial(of_package, "iris_sample_data", "mesh*.nc"), by_xarray),
     Sample("netCDF3", "space weather (CDF-2)", partial(of_package, "iris_sample_data", "space*.nc"), by_xarray),
     Sample("netCDF3", "records, packed (CDF-1)", partial(write_netcdf, form="NETCDF3_CLASSIC"), by_xarray),
@@ -467,11 +610,19 @@ SAMPLES = [
     tiff("pages, big-endian BigTIFF", values=PAGES, byteorder=">", bigtiff=True, photometric="minisblack", **TILED),
     tiff("WebP", values=RGB, photometric="rgb", compression="webp"),
     tiff("one bit a pixel", values=VALUES > 100),
+    tiff("integers of 64 bits", values=VALUES.astype("i8") + 2**60, rowsperstrip=23, compression="zlib", predictor=2),
+    Sample("GeoTIFF", "bands that differ in scale", write_scaled, by_scaling),
     Sample("FITS", "images: plain, scaled, unsigned, cube", write_images, by_astropy),
     Sample("FITS", "table, compressed image", write_tables, by_astropy),
+    Sample("FITS", "table of vectors and of variable length", write_vectors, by_columns),
+    Sample("FITS", "random groups", write_groups, by_groups),
     Sample("Zarr", "format 2, Blosc", partial(write_zarr, zarr_format=2), by_zarr, tree=True),
     Sample("Zarr", "format 3", partial(write_zarr, zarr_format=3), by_zarr, tree=True),
     Sample("Zarr", "format 3, sharded", partial(write_zarr, zarr_format=3, shards=(100, 120)), by_zarr, tree=True),
+    Sample("Zarr", "format 2, no names of dimensions, text", partial(write_kinds, zarr_format=2), by_zarr_alone),
+    Sample("Zarr", "format 3, no names of dimensions, text", partial(write_kinds, zarr_format=3), by_zarr_alone),
+    Sample("Zarr", "format 2, an array at the root", partial(write_root_array, zarr_format=2), by_zarr_alone),
+    Sample("Zarr", "format 3, an array at the root", partial(write_root_array, zarr_format=3), by_zarr_alone),
     Sample("Zarr", "in a zip file, stored", partial(zipped, zipfile.ZIP_STORED), by_zarr, tree=True),
     Sample("Zarr", "in a zip file, compressed", partial(zipped, zipfile.ZIP_DEFLATED), by_zarr, tree=True),
 ]
@@ -501,7 +652,7 @@ def measure(sample: Sample, folder: Path) -> tuple[str, str, str]:
     except IceliteError as error:
         assert not session.has_uncommitted_changes
         return parser, "", str(error).replace(path.as_uri(), path.name)
-    to_icelite(tree, session.store)
+    summary = to_icelite(tree, session.store)
     session.commit("sample")
     skipped = tree.dataset.encoding["icelite_skipped"]
     with xr.open_datatree(folder / "catalog.icelite", engine="icelite") as opened:
@@ -509,8 +660,26 @@ def measure(sample: Sample, folder: Path) -> tuple[str, str, str]:
         differs = differences(opened, expected)
     copied = tree.dataset.encoding["icelite_copied"]
     result = f"differs: {', '.join(differs)}" if differs else "equal"
+    result += f" ({summary.references} references, {copied_bytes(tree, summary.copied)} bytes copied)"
     result += f"; copied, because {reasons(copied)}" if copied else ""
     return parser, codecs_of(tree), result + (f"; left out, because {reasons(skipped)}" if skipped else "")
+
+
+def copied_bytes(tree: xr.DataTree, chunks: Mapping[str, int]) -> int:
+    """Bytes of the variables that are copied, and of single chunks of others; decoded, and text as letters."""
+    total = 0
+    for path in [*tree.dataset.encoding["icelite_copied"], *chunks]:
+        variable = tree[path].variable
+        if path in chunks:
+            unit = variable._data.metadata.chunk_grid.chunk_shape
+            total += chunks[path] * int(np.prod(unit)) * variable.dtype.itemsize
+        elif hasattr(variable._data, "manifest"):
+            total += sum(len(data) for data in getattr(variable._data.manifest, "_inlined", {}).values())
+        elif variable.dtype.hasobject:
+            total += sum(len(str(text).encode()) for text in variable.values.ravel())
+        else:
+            total += variable.nbytes
+    return total
 
 
 def reasons(named: Mapping[str, str]) -> str:

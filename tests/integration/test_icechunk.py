@@ -27,8 +27,9 @@ if sys.version_info < (3, 12):
 icechunk = pytest.importorskip("icechunk", minversion="2")
 
 from icelite.icechunk import export_icechunk, import_icechunk  # noqa: E402
-from icelite.icechunk.files import decode_id, encode_id  # noqa: E402
-from icelite.icechunk.moves import are_independent, collapse  # noqa: E402
+from icelite.icechunk.files import HEADER_BYTES, MetadataFile, decode_id, encode_id  # noqa: E402
+from icelite.icechunk.histories import are_independent, collapse  # noqa: E402
+from icelite.icechunk.manifests import Manifests  # noqa: E402
 
 SNAPSHOTS = 20
 CHUNK = 4
@@ -831,3 +832,72 @@ def test_moves_are_collapsed() -> None:
     assert not are_independent([("/a", "/b"), ("/b", "/a")])
     assert not are_independent([("/g", "/h"), ("/g/b", "/c")])
     assert are_independent([("/a", "/x"), ("/b", "/y")])
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A repository in a folder, and what Icechunk says of its only array, whose references are of every kind."""
+    folder = tmp_path_factory.mktemp("manifest")
+    config = icechunk.RepositoryConfig.default()
+    config.set_virtual_chunk_container(
+        icechunk.VirtualChunkContainer("s3://bucket/", icechunk.s3_store(region="eu-west-3"))
+    )
+    repo = icechunk.Repository.create(icechunk.local_filesystem_storage(str(folder / "ice")), config)
+    session = repo.writable_session("main")
+    put(session.store, "x/zarr.json", array([60, 2], [1, 1], "float64"))
+    specs = [
+        icechunk.VirtualChunkSpec([i, 0], f"s3://bucket/{i % 7}.nc", i, 8, "etag" if i % 2 else None) for i in range(60)
+    ]
+    session.store.set_virtual_refs("x", specs, validate_containers=False)
+    put(session.store, "x/c/3/1", bytes(8))
+    snapshot = session.commit("m")
+    (node,) = (node for node in repo.inspect_snapshot(snapshot)["nodes"] if node["path"] == "/x")
+    return folder / "ice", node
+
+
+def test_manifests_are_read_as_icechunk_wrote_them(manifest: tuple[Path, dict[str, Any]]) -> None:
+    folder, node = manifest
+    found = {row.chunk: row[2:] for row in Manifests(folder).references(node, None)}
+    expected = {f"{i}/0": (f"s3://bucket/{i % 7}.nc", i, 8, "etag" if i % 2 else None, None) for i in range(60)}
+    assert found == {**expected, "3/1": ("", 0, 0, None, None)}
+    assert [row.chunk for row in Manifests(folder).references(node, {"5/0", "9/9"})] == ["5/0"]
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6))
+def test_manifests_with_flipped_bytes_are_read_or_damaged(
+    changes: list[tuple[int, int]], manifest: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, node = manifest
+    (original,) = (folder / "manifests").iterdir()
+    file = MetadataFile(original)
+    for place, value in changes:
+        file.data[place % len(file.data)] = value
+    (tmp_path / "manifests").mkdir(exist_ok=True)
+    file.write(tmp_path / "manifests" / original.name)
+    try:
+        rows = list(Manifests(tmp_path).references(node, None))
+    except FormatError as error:
+        assert error.kind == "corrupt"  # noqa: PT017
+    else:
+        assert len(rows) < len(file.data)
+
+
+@given(body=st.binary(max_size=400), table=st.sampled_from(["Repo", "Manifest", "Snapshot"]))
+def test_any_bytes_are_decoded_or_damaged(body: bytes, table: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes("ICE🧊CHUNK".encode().ljust(HEADER_BYTES, b"\0") + body)
+    try:
+        MetadataFile(path).decode(table)
+    except FormatError as error:
+        assert error.kind == "corrupt"  # noqa: PT017
+
+
+def test_a_metadata_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    import zstandard
+
+    header = bytearray("ICE🧊CHUNK".encode().ljust(HEADER_BYTES, b"\0"))
+    header[38] = 1
+    (tmp_path / "file").write_bytes(bytes(header) + zstandard.ZstdCompressor().compress(bytes(200 << 20)))
+    with pytest.raises(FormatError) as caught:
+        MetadataFile(tmp_path / "file")
+    assert caught.value.kind == "over-budget"

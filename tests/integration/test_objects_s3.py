@@ -2,95 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import zarr
+from forwarding import Recorder
 
 import icelite
 from icelite import Repository, StorageConfig
 from icelite.errors import InvalidInputError, StorageError
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("no_aws_settings")]
-
-
-class Recorder(ThreadingHTTPServer):
-    """Stands before the S3 service: notes every request, and may fail some.
-
-    Attributes
-    ----------
-    log
-        Method and path of each request.
-    failures
-        How many of the next PUTs are answered with 503, or (``drop``) with a closed connection.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(("127.0.0.1", 0), Forwarder)
-        self.behind = urlsplit(endpoint).netloc
-        self.log: list[tuple[str, str]] = []
-        self.failures = 0
-        self.drop = False
-        self.lock = threading.Lock()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def count(self, method: str) -> int:
-        return sum(called == method for called, _ in self.log)
-
-
-class Forwarder(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Recorder
-
-    def forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        with self.server.lock:
-            self.server.log.append((self.command, self.path))
-            fails = self.command == "PUT" and self.server.failures > 0
-            self.server.failures -= fails
-        if fails and self.server.drop:
-            self.close_connection = True
-            return
-        if fails:
-            self.answer(503, {}, b"")
-            return
-        connection = http.client.HTTPConnection(self.server.behind, timeout=60)
-        try:
-            connection.request(self.command, self.path, body, dict(self.headers.items()))
-            answer = connection.getresponse()
-            data = answer.read()
-        finally:
-            connection.close()
-        self.answer(answer.status, dict(answer.getheaders()), data)
-
-    def answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
-        self.send_response_only(status)
-        for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                self.send_header(name, value)
-        length = headers.get("Content-Length", str(len(data))) if self.command == "HEAD" else str(len(data))
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

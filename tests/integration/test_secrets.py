@@ -307,6 +307,35 @@ def test_the_command_line_shows_no_signature(arguments: list[str], stored: Path)
     assert result.output or result.exception
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", f"{USER}/o.icelite"],
+        ["log", f"https://127.0.0.1:9/o.icelite?sig={SECRET}"],
+        ["ls", f"s3://u:{SECRET}@bucket/o.icelite"],
+        ["verify", f"{USER}/o.icelite"],
+        ["virtualize", SIGNED, "-o", "{path}"],
+        ["virtualize", SIGNED, "-o", "{path}", "--access", f"{USER}/"],
+        ["virtualize", "x.nc", "-o", f"s3://u:{SECRET}@bucket/o.icelite"],
+        ["import", "kerchunk", SIGNED, "{path}"],
+        ["import", "kerchunk", f"{USER}/refs.json", "{path}"],
+        ["export", "kerchunk", "{stored}", f"nothing://u:{SECRET}@h/refs.json"],
+        ["export", "zarr", "{stored}", f"nothing://u:{SECRET}@h/z"],
+        ["bundle", "{stored}", f"{USER}/b.icelite"],
+        ["relocate", "{stored}", f"{USER}/", "https://h.org/"],
+        ["relocate", "{stored}", "http://", f"{USER}/"],
+        ["create", "{path}", "--objects", f"{USER}/chunks"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]).partition("://")[0],
+)
+def test_the_command_line_repeats_no_secret(arguments: list[str], stored: Path) -> None:
+    paths = {"path": str(stored.with_name("new.icelite")), "stored": str(stored)}
+    result = CliRunner().invoke(commands, [argument.format_map(paths) for argument in arguments])
+    assert result.exit_code != 0
+    told = result.output + "".join(traceback.format_exception(result.exception))
+    assert SECRET not in told
+
+
 def test_signed_urls_are_stored_only_for_who_asks_in_this_process(path: Path, stored: Path, server: str) -> None:
     assert SECRET.encode() in stored.read_bytes()
     session = Repository.open(stored).writable_session("main")

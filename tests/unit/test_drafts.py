@@ -155,6 +155,24 @@ def test_a_replacement_that_fails_leaves_what_was_there(
 
 
 @KINDS
+def test_an_error_never_comes_when_the_target_is_there(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def fail(path: Any, flags: int, *more: int, **options: Any) -> int:
+        if Path(path) == tmp_path:
+            raise OSError(24, "Too many open files")
+        return opened(path, flags, *more, **options)
+
+    target = tmp_path / "target"
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="Too many"), draft(target, free(target)) as path:
+        write(path, kind)
+    assert names(tmp_path) == []
+
+
+@KINDS
 def test_an_empty_folder_may_be_taken(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()

@@ -444,7 +444,7 @@ class TestImport:
         assert len(looks) == 5
 
     def test_references_are_staged_in_the_order_of_their_table(self, session: Session, folder: Path) -> None:
-        from icelite.kerchunk.plan import _key_order
+        from icelite.kerchunk.importing import _key_order
 
         for names in (["10/2", "9/11", "9/2", "100/0", "1/0", "0/5", "10/10"], ["5"], [str(i) for i in range(1200)]):
             assert [names[i] for i in _key_order(names).tolist()] == sorted(names)

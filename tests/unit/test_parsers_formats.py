@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icelite.errors import InvalidInputError
@@ -41,13 +42,18 @@ def geotiff(
     return folder / "image.tif"
 
 
-def stored(path: Path, **options: Any) -> xr.Dataset:
-    """What the engine reads after a commit."""
+def save(path: Path, **options: Any) -> Path:
+    """A catalog with a commit of the file."""
     catalog = path.with_name("c.icelite")
     session = Repository.create(catalog).writable_session("main")
     to_icelite(open_virtual(path, **options), session.store)
     session.commit("sample")
-    return xr.open_dataset(catalog, engine="icelite").load()
+    return catalog
+
+
+def stored(path: Path, **options: Any) -> xr.Dataset:
+    """What the engine reads after a commit."""
+    return xr.open_dataset(save(path, **options), engine="icelite").load()
 
 
 def ends(variable: xr.DataArray) -> list[float]:
@@ -98,6 +104,109 @@ def test_no_data_and_scale_of_gdal(tmp_path: Path) -> None:
     assert dataset["band_data"].attrs["units"] == "K"
 
 
+SCALES = '<GDALMetadata><Item name="OFFSET" sample="1" role="offset">10</Item>'
+SCALES += '<Item name="SCALE" sample="1" role="scale">0.5</Item></GDALMetadata>'
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_bands_that_differ_in_scale_are_copied_decoded(planar: str, tmp_path: Path) -> None:
+    bands = np.stack([VALUES, VALUES + 1], axis=-1 if planar == "contig" else 0).astype("i2")
+    tags = [(42113, "s", 0, "3", True), (42112, "s", 0, SCALES, True)]
+    tifffile.imwrite(
+        tmp_path / "a.tif", bands, extratags=tags, metadata=None, planarconfig=planar, photometric="minisblack"
+    )
+    found = stored(tmp_path / "a.tif")["band_data"]
+    axis = found.dims.index("band")
+    np.testing.assert_array_equal(found.isel(band=0), np.where(VALUES == 3, np.nan, VALUES))
+    np.testing.assert_array_equal(found.isel(band=1), np.where(VALUES == 2, np.nan, (VALUES + 1) * 0.5 + 10))
+    assert axis == (2 if planar == "contig" else 0)
+    copied = open_virtual(tmp_path / "a.tif").encoding["icelite_copied"]
+    assert copied == {"band_data": "its bands differ in scale or offset"}
+
+
+@pytest.mark.parametrize("kind", ["i8", "u8"])
+def test_integers_of_64_bits(kind: str, tmp_path: Path) -> None:
+    values = np.arange(12, dtype=kind).reshape(3, 4) + np.array(2**62, kind)
+    tags = [(42113, "s", 0, str(2**62 + 1), True)]
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=tags, metadata=None)
+    dataset = open_virtual(tmp_path / "a.tif", on_unreferenceable="raise")
+    assert dataset["band_data"].dtype == kind
+    raw = xr.open_dataset(save(tmp_path / "a.tif"), engine="icelite", mask_and_scale=False)
+    np.testing.assert_array_equal(raw["band_data"], values)
+    assert raw["band_data"].attrs["_FillValue"] == 2**62 + 1
+
+
+def test_pages_that_refer_to_each_other_in_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([VALUES, VALUES + 1]), metadata=None, photometric="minisblack")
+    with tifffile.TiffFile(path) as tiff:
+        first, second = (page.offset for page in tiff.pages)
+    data = bytearray(path.read_bytes())
+    entries = int.from_bytes(data[second : second + 2], "little")
+    data[second + 2 + 12 * entries : second + 6 + 12 * entries] = first.to_bytes(4, "little")
+    path.write_bytes(data)
+    np.testing.assert_array_equal(stored(path)["band_data"], [VALUES, VALUES + 1])
+
+
+# Keys of a Lambert azimuthal projection of Europe, in metres and in feet.
+LAEA = [(1024, 1), (1025, 1), (2048, 4258), (2054, 9102), (3072, 32767), (3074, 32767), (3075, 10)]
+NUMBERS = {3082: 4321000.0, 3083: 3210000.0, 3088: 10.0, 3089: 52.0}
+
+
+def projected(folder: Path, unit: int, metres: float) -> xr.Dataset:
+    numbers = {key: value / metres if key < 3088 else value for key, value in NUMBERS.items()}
+    places = [number for at, key in enumerate(numbers) for number in (key, 34736, 1, at)]
+    keys = [number for key, value in [*LAEA, (3076, unit)] for number in (key, 0, 1, value)]
+    directory = [1, 1, 0, (len(keys) + len(places)) // 4, *keys, *places]
+    tags = [
+        (34735, "H", len(directory), directory, True),
+        (34736, "d", len(numbers), list(numbers.values()), True),
+        (33550, "d", 3, [1000.0, 1000.0, 0.0], True),
+        (33922, "d", 6, [0.0, 0.0, 0.0, 4e6, 3e6, 0.0], True),
+    ]
+    tifffile.imwrite(folder / "a.tif", VALUES, extratags=tags, metadata=None)
+    return stored(folder / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("unit", "metres", "name"), [(9001, 1.0, "metre"), (9002, 0.3048, "foot"), (9003, 1200 / 3937, "US survey foot")]
+)
+def test_a_projection_that_has_no_code(unit: int, metres: float, name: str, tmp_path: Path) -> None:
+    pyproj = pytest.importorskip("pyproj")
+    dataset = projected(tmp_path, unit, metres)
+    assert dataset["x"].attrs["units"] == name
+    found = pyproj.Transformer.from_crs(4258, dataset["spatial_ref"].attrs["crs_wkt"], always_xy=True)
+    known = pyproj.Transformer.from_crs(4258, 3035, always_xy=True)
+    for place in [(10, 52), (-9, 38), (25, 60)]:
+        np.testing.assert_allclose(np.multiply(found.transform(*place), metres), known.transform(*place), rtol=1e-9)
+
+
+def test_a_projection_that_is_told_in_words(tmp_path: Path) -> None:
+    pyproj = pytest.importorskip("pyproj")
+    text = "ESRI PE String = " + pyproj.CRS.from_string("+proj=moll +lon_0=10").to_wkt("WKT1_ESRI") + "|"
+    directory = [1, 1, 0, 3, 1024, 0, 1, 32767, 1025, 0, 1, 1, 3073, 34737, len(text), 0]
+    tags = [(34735, "H", len(directory), directory, True), (34737, "s", 0, text, True)]
+    tifffile.imwrite(tmp_path / "a.tif", VALUES, extratags=tags, metadata=None)
+    crs = pyproj.CRS.from_wkt(stored(tmp_path / "a.tif")["spatial_ref"].attrs["crs_wkt"])
+    assert crs.coordinate_operation.method_name == "Mollweide"
+
+
+def test_units_of_feet_in_a_crs_with_a_code(tmp_path: Path) -> None:
+    pytest.importorskip("pyproj")
+    dataset = stored(geotiff(tmp_path, **(NORTH_UP | {"keys": [(1024, 1), (3072, 2263)]})))
+    assert dataset["x"].attrs["units"] == dataset["y"].attrs["units"] == "US survey foot"
+
+
+def test_ground_control_points_are_kept(tmp_path: Path) -> None:
+    ties = (0, 0, 0, 10, 50, 0, 0, 40, 0, 11, 50, 0, 50, 0, 0, 10, 49, 7)
+    dataset = stored(geotiff(tmp_path, tie=ties, keys=[(1024, 2), (2048, WGS84)]))
+    features = json.loads(dataset["spatial_ref"].attrs["gcps"])["features"]
+    places = [(each["properties"]["col"], each["properties"]["row"]) for each in features]
+    assert places == [(0, 0), (0, 40), (50, 0)]
+    assert features[2]["geometry"]["coordinates"] == [10, 49, 7]
+    assert "x" not in dataset.coords
+
+
 @pytest.mark.skipif(not HAS_INLINED, reason="VirtualiZarr holds chunks of its own from 2.8 (Python 3.12) on")
 def test_only_the_short_strip_is_copied(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", VALUES, rowsperstrip=15, compression="zlib", predictor=3)
@@ -136,6 +245,97 @@ def test_parts_of_a_fits_file_with_the_same_name(tmp_path: Path) -> None:
     dataset = stored(tmp_path / "a.fits")
     np.testing.assert_array_equal(dataset["SCI"].values, VALUES)
     np.testing.assert_array_equal(dataset["SCI_2"].values, VALUES + 1)
+
+
+def columns(count: int, lengths: list[int]) -> list[Any]:
+    """Columns of vectors, of variable length, and plain ones."""
+    rows = np.empty(count, object)
+    rows[:] = [np.arange(length, dtype="f8") + 0.5 for length in lengths]
+    counts = np.empty(count, object)
+    counts[:] = [np.arange(length, dtype="i4") + 1 for length in lengths]
+    return [
+        fits.Column("plain", "J", array=np.arange(count)),
+        fits.Column("vector", "6E", dim="(3,2)", unit="m", array=np.arange(count * 6.0).reshape(count, 2, 3)),
+        fits.Column("flags", "3L", array=np.arange(count * 3).reshape(count, 3) % 2 == 0),
+        fits.Column("floats", "QD()", array=rows),
+        fits.Column("counts", "PJ()", array=counts),
+        fits.Column("text", "PA()", array=["x" * length for length in lengths]),
+    ]
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_columns_that_are_no_single_values(lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("fits") / "a.fits"
+    table = fits.BinTableHDU.from_columns(columns(len(lengths), lengths), name="T")
+    fits.HDUList([fits.PrimaryHDU(VALUES), table]).writeto(path)
+    dataset = stored(path)
+    assert dataset["PRIMARY"].shape == VALUES.shape
+    with fits.open(path) as parts:
+        for name in ("plain", "vector", "flags"):
+            np.testing.assert_array_equal(dataset[f"T_{name}"], parts["T"].data[name])
+        for name in ("floats", "counts"):
+            np.testing.assert_array_equal(dataset[f"T_{name}_length"], lengths)
+            for row, length in enumerate(lengths):
+                found = dataset[f"T_{name}"].values[row]
+                np.testing.assert_array_equal(found[:length], parts["T"].data[name][row])
+                assert not np.nan_to_num(found[length:]).any()
+    assert list(dataset["T_text"].values) == ["x" * length for length in lengths]
+    assert dataset["T_vector"].attrs["units"] == "m"
+
+
+def test_random_groups(tmp_path: Path) -> None:
+    data = np.arange(24, dtype="f4").reshape(4, 2, 3)
+    groups = fits.GroupData(data, bitpix=-32, parnames=["UU", "VV"], pardata=[np.arange(4.0), np.arange(4.0) + 10])
+    fits.HDUList([fits.GroupsHDU(groups)]).writeto(tmp_path / "a.fits")
+    dataset = stored(tmp_path / "a.fits")
+    np.testing.assert_array_equal(dataset["PRIMARY"], data)
+    np.testing.assert_array_equal(dataset["PRIMARY_VV"], np.arange(4) + 10)
+    assert dataset["PRIMARY"].dims == ("PRIMARY_row", "PRIMARY_1", "PRIMARY_2")
+
+
+@pytest.mark.parametrize(
+    "damage", [(b"TFORM1  = 'J ", b"TFORM1  = '?? "), (b"BITPIX  =                    8", b"BITPIX  =")]
+)
+def test_a_part_that_cannot_be_read_costs_itself_alone(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    table = fits.BinTableHDU.from_columns(columns(2, [1, 2]), name="T")
+    fits.HDUList([fits.PrimaryHDU(VALUES), table]).writeto(tmp_path / "a.fits")
+    before, after = damage
+    data = (tmp_path / "a.fits").read_bytes()
+    assert before in data
+    (tmp_path / "a.fits").write_bytes(data.replace(before, after.ljust(len(before))))
+    with pytest.warns(UserWarning, match="is left out: astropy does not read it"):
+        dataset = open_virtual(tmp_path / "a.fits")
+    assert list(dataset.data_vars) == ["PRIMARY"]
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        open_virtual(tmp_path / "a.fits", on_unreadable="raise")
+
+
+def test_a_scaled_compressed_image_is_read_as_astropy_does(tmp_path: Path) -> None:
+    image = fits.CompImageHDU(np.arange(100, dtype="i2").reshape(10, 10), name="A", compression_type="RICE_1")
+    image.header["BSCALE"], image.header["BZERO"] = 0.5, 3
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "a.fits")
+    with fits.open(tmp_path / "a.fits") as parts:
+        np.testing.assert_array_equal(stored(tmp_path / "a.fits")["A"], parts["A"].data)
+
+
+DMRPP = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<Dataset xmlns="http://xml.opendap.org/ns/DAP/4.0#" xmlns:dmrpp="http://xml.opendap.org/dap/dmrpp/1.0.0#" name="a.bin">
+  <Dimension name="x" size="3"/>
+  <Int32 name="crs"><dmrpp:chunks byteOrder="LE"><dmrpp:chunk offset="4" nBytes="4"/></dmrpp:chunks></Int32>
+  <Int32 name="v"><Dim name="/x"/><dmrpp:chunks byteOrder="LE"><dmrpp:chunkDimensionSizes>3</dmrpp:chunkDimensionSizes>
+    <dmrpp:chunk offset="8" nBytes="12" chunkPositionInArray="[0]"/></dmrpp:chunks></Int32>
+</Dataset>"""
+
+
+def test_scalars_of_dmrpp_keep_their_values(tmp_path: Path) -> None:
+    from virtualizarr.parsers import DMRPPParser
+
+    (tmp_path / "a.bin").write_bytes(np.array([1, 7, 3, 4, 5], "<i4").tobytes())
+    (tmp_path / "a.bin.dmrpp").write_text(DMRPP)
+    dataset = stored(tmp_path / "a.bin.dmrpp", parser=DMRPPParser())
+    assert dataset["crs"].item() == 7
+    assert list(dataset["v"].values) == [3, 4, 5]
 
 
 numbers = st.one_of(st.floats(width=32), st.integers(-(2**31), 2**31 - 1), st.just(np.nan))

@@ -57,13 +57,13 @@ def test_the_last_try_is_announced_and_nothing_begins_too_late(
 
 def test_pauses_grow_up_to_the_longest(clock: Clock) -> None:
     assert len(list(Patience(5, pause=1, factor=3, longest=8).tries())) == 5
-    assert clock.waits == [0, 1, 3, 8, 8]
+    assert [wait for wait in clock.waits if wait] == [1, 3, 8, 8]
 
 
 def test_a_loop_that_ends_early_waits_no_more(clock: Clock) -> None:
     for _ in Patience(5).tries():
         break
-    assert clock.waits == [0]
+    assert not any(clock.waits)
 
 
 async def test_an_event_loop_goes_on_meanwhile() -> None:

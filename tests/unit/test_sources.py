@@ -192,7 +192,7 @@ def make_link_out(path: Path) -> None:
     ("what", "state", "says"),
     [
         (make_longer, "changed", "recorded size 100"),
-        (make_newer, "changed", "1000000000000000000 ns"),
+        (make_newer, "changed", "2001-09-09T01:46:40.000000000 UTC"),
         (Path.unlink, "missing", "does not exist"),
         (make_directory, "unreadable", "is a directory"),
         (make_link_out, "not authorised", "symbolic link"),

@@ -187,7 +187,10 @@ def test_what_was_looked_at(workbench: Any) -> None:
 
 
 def test_a_row_changed_by_hand_may_say_so(copy: Path) -> None:
-    assert problems_after(copy, "UPDATE snapshot SET message = 'better', crc32c = NULL WHERE seq = 2") == []
+    assert (
+        problems_after(copy, "UPDATE snapshot SET message = 'better' WHERE seq = 2; DELETE FROM seal WHERE id = 2")
+        == []
+    )
 
 
 SWAP = "UPDATE chunk_ref SET offset = (SELECT sum(offset) FROM chunk_ref r WHERE r.node_id = 3 AND r.seq = 3) - offset"

@@ -589,7 +589,7 @@ def test_store_options_of_a_stored_container_are_never_used(home: Path) -> None:
         access={"s3://bucket/": s3_credentials(anonymous=True)},
     )
     source = access.open(virtual("s3://bucket/x"), CHUNK)
-    assert source._object.client.options.endpoint_url is None  # type: ignore[attr-defined]
+    assert source._target.client.options.endpoint_url is None  # type: ignore[attr-defined]
 
 
 # ---- a catalog that is not on this machine
@@ -608,7 +608,7 @@ def test_relative_references_of_a_remote_catalog_start_at_its_own_url() -> None:
     web = elsewhere_of(WEB).find_target("https://host/data/a b.nc")
     assert isinstance(web, WebObject)
     assert (web.root, web.target) == ("https://host/data/", "https://host/data/a%20b.nc")
-    assert web.headers == (("Authorization", "hush"),)
+    assert web.access.headers == (("Authorization", "hush"),)
     assert elsewhere_of(WEB).url(virtual("x/a b.nc")) == "https://host/data/x/a b.nc"
     bucket = elsewhere_of(BUCKET).find_target("s3://bucket/data/a b%20.nc")
     assert isinstance(bucket, S3Object)

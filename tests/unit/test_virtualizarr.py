@@ -26,7 +26,7 @@ from icelite.errors import (
     ReadOnlyError,
     StorageError,
 )
-from icelite.formats.parsed import Inspection
+from icelite.formats.parsed import FileInspection
 from icelite.repository import Repository
 from icelite.session import Session
 from icelite.types import SourceStamp
@@ -1083,10 +1083,10 @@ class TestPacking:
     ) -> None:
         read: list[str] = []
 
-        def inspect(access: Any, url: str, stamp: Any, *, chunks: bool) -> Inspection:
+        def inspect(access: Any, url: str, stamp: Any, *, chunks: bool) -> FileInspection:
             if not chunks:  # asked for types only
                 read.append(url)
-            return Inspection()
+            return FileInspection()
 
         monkeypatch.setattr(sources, "inspect_source", inspect)
         some = [{}, {"scale_factor": 0.01, "add_offset": 0.0}, PACKINGS["scale"]]
