@@ -38,8 +38,9 @@ def parse(source: SourceFile, parser: Any) -> ParsedGroup:
 
 
 def _with_chunk(source: SourceFile, array: ManifestArray, chunk: Any) -> ManifestArray:
+    path: Any = np.array(chunk.get("href") or source.url.removesuffix(".dmrpp"), np.dtypes.StringDType())
     manifest = ChunkManifest.from_arrays(
-        paths=np.array(chunk.get("href") or source.url.removesuffix(".dmrpp"), np.dtypes.StringDType()),
+        paths=path,
         offsets=np.array(int(chunk.get("offset")), np.uint64),
         lengths=np.array(int(chunk.get("nBytes")), np.uint64),
         validate_paths=False,
