@@ -57,6 +57,7 @@ class _Parsing:
     ) -> None:
         self._source, self._stamp, self._file = source, stamp, file
         self._survey, self._dropped = survey, dropped
+        self._known: dict[Any, Any] = {}
 
     def group(self, group: Group, whole_tree: bool) -> ParsedGroup:
         attributes = self._attributes(group.path or "/", Attributes(group.node))
@@ -101,9 +102,8 @@ class _Parsing:
         if isinstance(layout, DatasetLayout):
             inner = layout.shape[len(shape) :]
             dims += tuple(f"{plain}_{index}" for index in range(len(inner)))
-            parsed.arrays[plain] = layout.build(
-                self._source.url, (*shape, *inner), dims, json_attributes(attributes, layout.dtype)
-            )
+            plain_attributes = json_attributes(attributes, layout.dtype)
+            parsed.arrays[plain] = layout.build(self._source.url, (*shape, *inner), dims, plain_attributes, self._known)
             parsed.packing[plain] = packing_attributes(attributes)
             parsed.unfiltered.update(layout.gaps)
             return

@@ -6,6 +6,7 @@ Everything else has a reason, and is copied.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from icelite.formats.parsed import Gap
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
+    from zarr.core.metadata.v3 import ArrayV3Metadata
 
 _FLOATS = tuple(getattr(h5t, f"IEEE_F{bits}{order}") for bits in (16, 32, 64) for order in ("LE", "BE"))
 _COMPLEXES = tuple(
@@ -71,10 +73,22 @@ class DatasetLayout:
     lengths: np.ndarray[Any, Any]
     gaps: Mapping[int, Gap] = field(default_factory=dict)
 
-    def build(self, url: str, shape: tuple[int, ...], dims: Sequence[str], attributes: dict[str, Any]) -> ManifestArray:
-        """An array of references, grown to ``shape`` with chunks that are missing."""
+    def build(
+        self,
+        url: str,
+        shape: tuple[int, ...],
+        dims: Sequence[str],
+        attributes: dict[str, Any],
+        known: dict[Any, ArrayV3Metadata],
+    ) -> ManifestArray:
+        """An array of references, grown to ``shape`` with chunks that are missing.
+
+        Parameters
+        ----------
+        known
+            Metadata of the file's arrays so far, most of which differ in their attributes only; it is added to.
+        """
         from virtualizarr.manifests import ChunkManifest, ManifestArray
-        from virtualizarr.manifests.utils import create_v3_array_metadata
 
         grid = grid_of(shape, self.chunks)
         paths = np.full(grid, "", np.dtypes.StringDType())
@@ -82,17 +96,26 @@ class DatasetLayout:
         if len(self.offsets):
             at: Any = (0,) * len(grid) if self.where is None else tuple(self.where.T)
             paths[at], offsets[at], lengths[at] = url, *self._extents()
-        metadata = create_v3_array_metadata(
+        key = (shape, self.chunks, str(self.dtype), repr(self.fill_value), repr(self.codecs), tuple(dims))
+        if key not in known:
+            known[key] = self._metadata(shape, tuple(dims))
+        metadata = copy.copy(known[key])
+        object.__setattr__(metadata, "attributes", attributes)  # replace() would parse types and codecs again
+        manifest = ChunkManifest.from_arrays(paths=paths, offsets=offsets, lengths=lengths, validate_paths=False)
+        return ManifestArray(metadata=metadata, chunkmanifest=manifest)
+
+    def _metadata(self, shape: tuple[int, ...], dims: tuple[str, ...]) -> ArrayV3Metadata:
+        from virtualizarr.manifests.utils import create_v3_array_metadata
+
+        return create_v3_array_metadata(
             shape=shape,
             data_type=self.dtype,
             chunk_shape=self.chunks,
             fill_value=self.fill_value,
             codecs=self.codecs,
-            attributes=attributes,
-            dimension_names=tuple(dims),
+            attributes={},
+            dimension_names=dims,
         )
-        manifest = ChunkManifest.from_arrays(paths=paths, offsets=offsets, lengths=lengths, validate_paths=False)
-        return ManifestArray(metadata=metadata, chunkmanifest=manifest)
 
     def _extents(self) -> tuple[Any, Any]:
         return (self.offsets[0], self.lengths[0]) if self.where is None else (self.offsets, self.lengths)
