@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from virtualizarr.manifests import ChunkManifest, ManifestArray
 from xarray.backends.zarr import FillValueCoder
 
 from icelite.formats.packing import FILL_TEXT, PACKING_KEYS, fill_text
-from icelite.virtualizarr.arrays import chunk_shape
 
 INLINED = "__inlined__"  # the path that VirtualiZarr gives a chunk that it holds itself
 HAS_INLINED = "_inlined" in ChunkManifest.__annotations__  # since 2.8
@@ -20,35 +18,6 @@ HAS_INLINED = "_inlined" in ChunkManifest.__annotations__  # since 2.8
 def grid_of(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
     """Chunks along each dimension."""
     return tuple(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
-
-
-def with_dims(array: ManifestArray, dims: tuple[str, ...], shape: tuple[int, ...]) -> ManifestArray:
-    """The array with these names of dimensions, grown to ``shape`` with chunks that are missing.
-
-    A manifest without entries may come with a grid that does not fit its chunks; it leaves with one that does.
-    """
-    metadata = array.metadata
-    chunks = chunk_shape(metadata)
-    grid = grid_of(shape, chunks)
-    manifest = array.manifest
-    if shape != metadata.shape or manifest.shape_chunk_grid != grid:
-        manifest = _grow(manifest, grid)
-    attributes = dict(metadata.attributes)
-    if array.dtype.kind not in "iufc":  # xarray cannot decode it in Zarr's text
-        attributes.pop("_FillValue", None)
-    metadata = dataclasses.replace(metadata, shape=shape, dimension_names=dims, attributes=attributes)
-    return ManifestArray(metadata=metadata, chunkmanifest=manifest)
-
-
-def _grow(manifest: ChunkManifest, grid: tuple[int, ...]) -> ChunkManifest:
-    paths = np.full(grid, "", dtype=np.dtypes.StringDType())
-    offsets, lengths = np.zeros(grid, np.uint64), np.zeros(grid, np.uint64)
-    if any(True for _ in manifest.iter_nonempty_paths()):
-        window = tuple(slice(0, size) for size in manifest.shape_chunk_grid)
-        paths[window], offsets[window], lengths[window] = manifest._paths, manifest._offsets, manifest._lengths
-    inlined = getattr(manifest, "_inlined", {})
-    more = {"inlined": inlined} if inlined else {}
-    return ChunkManifest.from_arrays(paths=paths, offsets=offsets, lengths=lengths, validate_paths=False, **more)
 
 
 def packing_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
