@@ -196,7 +196,7 @@ def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> FileInspection:
             unfiltered.update(_find_gaps(path, node))
 
     file.visititems(visit)
-    return FileInspection(frozenset(names), unfiltered, tuple(detached), tuple(one for one in packed if one[1]), chunks)
+    return FileInspection(frozenset(names), unfiltered, tuple(detached), tuple(packed), chunks)
 
 
 def _packed(name: str, attributes: Mapping[str, Any]) -> Named:

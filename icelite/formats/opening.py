@@ -255,7 +255,8 @@ def _with_record(
     }
     if parsed.inspected:
         gaps = {at: gap for _, node in nodes for at, gap in node.unfiltered.items()}
-        dataset.encoding[INSPECTED] = {source.url: FileInspection(unfiltered=gaps)}
+        packed = tuple((name, node.packing_of(name)) for _, node in nodes for name in node.arrays)
+        dataset.encoding[INSPECTED] = {source.url: FileInspection(unfiltered=gaps, packed=packed)}
     return dataset
 
 

@@ -16,7 +16,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
-from icelite.formats.packing import Named
+from icelite.formats.packing import PACKING_KEYS, Named
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
 from icelite.virtual.stamps import describe as describe_stamp
@@ -106,6 +106,12 @@ class ParsedGroup:
         partly = {name: reason for name, reason in self.partly.items() if name in self.arrays}
         return {name: copied.reason for name, copied in self.copied.items()} | partly
 
+    def packing_of(self, name: str) -> dict[str, Any]:
+        """The packing attributes of an array; in double precision where the format has no type for them."""
+        attributes = self.arrays[name].metadata.attributes
+        plain = {key: attributes[key] for key in PACKING_KEYS if isinstance(attributes.get(key), int | float)}
+        return {key: np.float64(value) for key, value in plain.items()} | self.packing.get(name, {})
+
     def walk(self, path: str = "") -> Iterable[tuple[str, ParsedGroup]]:
         """Yield ``(path, group)`` of this group and all below it."""
         yield path, self
@@ -150,7 +156,7 @@ class FileInspection:
     detached
         Whole datasets whose bytes are not among the file's chunks.
     packed
-        Packing attributes, with their types, of the variables that have some.
+        The packing attributes of every variable, with their types; none of one that is not packed.
     whole
         Whether every chunk was looked at.
     """

@@ -97,6 +97,7 @@ class Sources:
     _admitted: set[str] = field(default_factory=set)
     _local: set[str] = field(default_factory=set)
     _inspections: dict[str, FileInspection] = field(default_factory=dict)
+    _packings: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def admit(self, urls: Iterable[str], path: str) -> None:
         """Check the files that the array at ``path`` names.
@@ -217,6 +218,38 @@ class Sources:
             stamp = self.stamps.get(url) or self.access.stamp(url)
             found = self._inspections[url] = inspect_source(self.access, url, stamp, chunks=chunks)
         return found
+
+    def check_packing(self, path: str, urls: Iterable[str]) -> None:
+        """Check that files that were inspected pack the variable of an array alike; attributes are one file's.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-dataset``, naming two files and how each packs it.
+        """
+        name = path.rpartition("/")[2]
+        seen: dict[str, str] = {}
+        for url in urls:
+            text = self._describe_packings(url).get(name)
+            if text is not None:
+                seen.setdefault(text, url)
+        if len(seen) > 1:
+            (one, first), (other, second) = list(seen.items())[:2]
+            raise InvalidInputError(
+                f"variable {path!r} has {one} in {first!r} and {other} in {second!r}, so its numbers mean different"
+                f" things; load it from all of them (loadable_variables=[..., {name!r}])",
+                ErrorKind.INVALID_DATASET,
+            )
+
+    def _describe_packings(self, url: str) -> dict[str, str]:
+        """How each variable of an inspected file is packed, by its name without groups."""
+        if url not in self._packings:
+            found: dict[str, set[str]] = {}
+            for name, packing in self._inspections[url].packed if url in self._inspections else ():
+                text = ", ".join(f"{key} {value}" for key, value in packing.items())
+                found.setdefault(name, set()).add(text or "no packing")
+            self._packings[url] = {name: " or ".join(sorted(texts)) for name, texts in found.items()}
+        return self._packings[url]
 
     def note(self, datasets: Iterable[xr.Dataset]) -> None:
         """Take over what icelite's own parsers found in the files of some datasets."""

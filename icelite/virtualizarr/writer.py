@@ -154,6 +154,8 @@ def to_icelite(
         plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
         copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
         copier.run()
+        for array in (array for plan in plans for array in plan.virtual()):
+            sources.check_packing(array.path, array.references.urls)
         for url, problem in sources.unread.items():
             warnings.warn(
                 f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2

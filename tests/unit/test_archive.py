@@ -124,6 +124,38 @@ def test_what_numbers_mean_is_compared(
     assert "loadable_variables=" in message
 
 
+@pytest.mark.parametrize("second", [{"scale_factor": 0.5, "add_offset": 10.0}, {"scale_factor": 0.1}, {}])
+@pytest.mark.parametrize("other", [False, True])
+def test_files_that_a_user_concatenates_are_packed_alike(
+    write: Write, tmp_path: Path, second: dict[str, Any], other: bool
+) -> None:
+    files = [write([0], attributes={"scale_factor": 0.1, "add_offset": 0.0}), write([1], attributes=second)]
+    options: Any = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "combine_attrs": "override"}
+    combined = xr.concat([open_as(file, other) for file in files], "time", **options)
+    session = Repository.create(tmp_path / "c.icelite").writable_session("main")
+    refused(lambda: to_icelite(combined, session.store), "'v'", "f000.nc", "f001.nc", "0.1", "loadable_variables=")
+    assert not session.has_uncommitted_changes
+
+
+def open_as(file: Path, other: bool) -> xr.Dataset:
+    """A file's virtual dataset, by icelite or by a parser of VirtualiZarr's own."""
+    if not other:
+        return open_virtual(file)
+    from virtualizarr.parsers import HDFParser
+
+    return open_virtual(file, parser=HDFParser())
+
+
+def test_a_user_may_correct_the_packing_of_all_files(write: Write, tmp_path: Path) -> None:
+    files = [write([n], attributes={"scale_factor": 0.1}) for n in range(2)]
+
+    def corrected(dataset: xr.Dataset) -> xr.Dataset:
+        dataset["v"].attrs["scale_factor"] = 0.2
+        return dataset
+
+    virtualize(files, tmp_path / "c.icelite", concat_dim="time", preprocess=corrected)
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_two_names_of_a_calendar_are_one(write: Write, tmp_path: Path, how: str) -> None:
     names = ["365_day", "noleap"]
