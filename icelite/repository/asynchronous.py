@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from icelite.repository.administration import Administration
 from icelite.repository.history import AT_ONCE, History
-from icelite.repository.inspection import Inspection
+from icelite.repository.inspection import SnapshotInspection
 from icelite.repository.maintenance import Maintenance
 from icelite.repository.merging import Merging
 from icelite.repository.names import BranchesAndTags
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsynchronousRepository(BranchesAndTags, SourceFiles, History, Inspection, Merging, Maintenance):
+class AsynchronousRepository(BranchesAndTags, SourceFiles, History, SnapshotInspection, Merging, Maintenance):
     """Every part of `Repository`, and their twins."""
 
     list_branches_async = in_thread(BranchesAndTags.list_branches)
@@ -45,9 +45,9 @@ class AsynchronousRepository(BranchesAndTags, SourceFiles, History, Inspection, 
     lookup_snapshot_async = in_thread(History.lookup_snapshot)
     ancestry_graph_async = in_thread(History.ancestry_graph)
     diff_async = in_thread(History.diff)
-    inspect_snapshot_async = in_thread(Inspection.inspect_snapshot)
-    inspect_repo_info_async = in_thread(Inspection.inspect_repo_info)
-    inspect_transaction_log_async = in_thread(Inspection.inspect_transaction_log)
+    inspect_snapshot_async = in_thread(SnapshotInspection.inspect_snapshot)
+    inspect_repo_info_async = in_thread(SnapshotInspection.inspect_repo_info)
+    inspect_transaction_log_async = in_thread(SnapshotInspection.inspect_transaction_log)
 
     get_metadata_async = in_thread(Administration.get_metadata)
     set_metadata_async = in_thread(Administration.set_metadata)

@@ -19,7 +19,7 @@ from icelite.types import Diff, Node, SnapshotInfo, SpecVersion
 LATEST = 50  # operations that inspect_repo_info lists
 
 
-class Inspection:
+class SnapshotInspection:
     """What `Repository` tells about its catalog."""
 
     _catalog: Catalog

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+
 import icelite
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
@@ -18,6 +20,7 @@ MODULES = {  # names that are asked for only when they are used, since they need
     "icelite.virtualizarr": ["IceliteAccessor", "WriteSummary", "to_icelite"],
     "icelite.xarray": ["to_icelite"],
 }
+LARGE = ("Repository", "Session", "IceliteStore")
 HEAD = """# Every public name
 
 Each with the first sentence of what `help()` says about it; `help(icelite.Repository)` tells the rest: parameters,
@@ -31,19 +34,21 @@ def sentence(thing: object) -> str:
     return " ".join(first.split()).replace("|", "\\|").replace("``", "`")
 
 
+def members(thing: type) -> list[str]:
+    """The public methods and properties that icelite itself defines and describes."""
+    return [
+        f"`{name}`"
+        for name, value in inspect.getmembers(thing)
+        if not name.startswith("_")
+        and inspect.getdoc(value)
+        and (getattr(value, "__module__", None) or "icelite").startswith("icelite")
+    ]
+
+
 def describe(name: str, thing: object) -> str:
     if inspect.isclass(thing):
-        members = [
-            member
-            for member, value in inspect.getmembers(thing)
-            if not member.startswith("_")
-            and inspect.getdoc(value)
-            and (getattr(value, "__module__", None) or "icelite").startswith("icelite")
-        ]
-        shown = (
-            ", ".join(f"`{member}`" for member in members) if name in ("Repository", "Session", "IceliteStore") else ""
-        )
-        return f"| `{name}` | {sentence(thing)}{' Members: ' + shown if shown else ''} |"
+        shown = f" Members: {', '.join(members(thing))}" if name in LARGE else ""
+        return f"| `{name}` | {sentence(thing)}{shown} |"
     if inspect.isroutine(thing):
         return f"| `{name}()` | {sentence(thing)} |"
     return f"| `{name}` | |"
@@ -52,6 +57,7 @@ def describe(name: str, thing: object) -> str:
 def page() -> str:
     import importlib
 
+    pytest.importorskip("icechunk", minversion="2")
     parts = [HEAD]
     for module, names in MODULES.items():
         found = importlib.import_module(module)

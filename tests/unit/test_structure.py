@@ -1,4 +1,4 @@
-"""The structure of the package, held over its syntax trees: floors, cycles, names, and that the docs name everything."""
+"""The structure of the package, held over its syntax trees: floors, circles, names; and that the docs name it all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECT = PACKAGE.parent
 # Bottom first: a module imports from its own floor and those below.
 FLOORS = [
     {"errors", "types", "config", "credentials", "storage"},
-    {"keys", "metadata", "conflicts", "budget", "retry", "drafts"},
+    {"keys", "metadata", "conflicts", "cf", "budget", "expansion", "interrupts", "retry", "drafts"},
     {"objects", "virtual", "vfs"},
     {"catalog"},
     {"change_set", "payload", "store", "session"},
@@ -54,9 +54,9 @@ def imported(module: str) -> Iterator[str]:
             continue
         for name in names:
             found = name.removeprefix("icelite.")
-            if name.startswith("icelite.") and found in TREES and found != module:
-                if not (is_package and found.startswith(f"{module}.")):  # its own parts, which it hands on
-                    yield found
+            is_part = is_package and found.startswith(f"{module}.")  # its own, which it hands on
+            if name.startswith("icelite.") and found in TREES and found != module and not is_part:
+                yield found
 
 
 EDGES = {module: set(imported(module)) for module in TREES}
