@@ -27,7 +27,7 @@ from icelite.formats.parsed import FileInspection, Gap
 from icelite.store.references import MISSING, SHOWN
 from icelite.virtualizarr.arrays import Column, chunk_shape
 from icelite.virtualizarr.plan import PlannedGroup, VirtualArray
-from icelite.virtualizarr.sources import Sources
+from icelite.virtualizarr.sources import StampedSources
 
 if TYPE_CHECKING:
     import h5py
@@ -76,7 +76,7 @@ class Copier:
         Why a file could not be looked at, by URL.
     """
 
-    def __init__(self, sources: Sources, plans: Sequence[PlannedGroup], *, copy: bool) -> None:
+    def __init__(self, sources: StampedSources, plans: Sequence[PlannedGroup], *, copy: bool) -> None:
         self._sources = sources
         self._copy = copy
         self._candidates = [_Candidate(array, plan) for plan in plans for array in plan.virtual()]

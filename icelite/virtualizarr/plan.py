@@ -31,7 +31,7 @@ from icelite.virtualizarr.arrays import (
 )
 from icelite.virtualizarr.place import Place, Request, find_place
 from icelite.virtualizarr.rehearsal import UNENCODABLE, rehearse
-from icelite.virtualizarr.sources import Sources
+from icelite.virtualizarr.sources import StampedSources
 from icelite.virtualizarr.stored import StoredGroup, find_stored
 from icelite.virtualizarr.values import fetch_through, read_times
 
@@ -100,7 +100,9 @@ class PlannedGroup:
         return [array for array in self.arrays if isinstance(array, VirtualArray)]
 
 
-def plan_group(store: IceliteStore, path: str, dataset: xr.Dataset, request: Request, sources: Sources) -> PlannedGroup:
+def plan_group(
+    store: IceliteStore, path: str, dataset: xr.Dataset, request: Request, sources: StampedSources
+) -> PlannedGroup:
     """Check one dataset against its sources and what the session holds, and say what to write.
 
     Raises
@@ -136,7 +138,9 @@ def plan_group(store: IceliteStore, path: str, dataset: xr.Dataset, request: Req
     return plan
 
 
-def _with_stored_times(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], sources: Sources) -> xr.Dataset:
+def _with_stored_times(
+    dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], sources: StampedSources
+) -> xr.Dataset:
     """The dataset with times in units that can be stored, and bounds that count as those times will."""
     encoding = dataset.encoding
     changes: dict[Hashable, xr.Variable] = {}
@@ -181,7 +185,7 @@ def _join(path: str, name: Hashable) -> str:
 
 
 def _plan_virtual(
-    path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, place: Place, sources: Sources
+    path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, place: Place, sources: StampedSources
 ) -> VirtualArray:
     metadata = stored_metadata(path, variable)
     references = check_references(path, metadata, read_references(variable.data.manifest))
@@ -197,7 +201,7 @@ def _plan_virtual(
     return VirtualArray(path, document, metadata, references, first, exists=True)
 
 
-def _with_dtypes(name: Hashable, variable: xr.Variable, urls: Iterable[str], sources: Sources) -> xr.Variable:
+def _with_dtypes(name: Hashable, variable: xr.Variable, urls: Iterable[str], sources: StampedSources) -> xr.Variable:
     """A loadable variable that says how it was packed in the files that others refer to, as xarray packs it again."""
     dtypes = sources.find_packing_dtypes(str(name), variable, urls, renamed=False)
     if dtypes:

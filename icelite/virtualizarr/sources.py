@@ -73,7 +73,7 @@ def _changed(urls: list[str], when: str) -> StorageError:
 
 
 @dataclass(slots=True)
-class Sources:
+class StampedSources:
     """The files that one call references.
 
     Attributes

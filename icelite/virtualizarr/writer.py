@@ -28,7 +28,7 @@ from icelite.virtualizarr.arguments import check_arguments
 from icelite.virtualizarr.copies import Copier, Copies
 from icelite.virtualizarr.place import Mode, Region, Request
 from icelite.virtualizarr.plan import PlannedGroup, VirtualArray, plan_group
-from icelite.virtualizarr.sources import Sources, parsed_stamps
+from icelite.virtualizarr.sources import StampedSources, parsed_stamps
 from icelite.virtualizarr.stored import find_group
 
 _LOOKED_UP = 10_000  # missing chunks: more are found faster by listing the array's
@@ -149,7 +149,7 @@ def to_icelite(
             find_group(store, top.rpartition("/")[0])  # what is above stays, and must be groups
         datasets = list(_datasets(vds, top, write_inherited_coords))
         parsed = parsed_stamps(dataset for _, dataset in datasets)
-        sources = Sources(store.session.access, validate_containers, last_updated_at, parsed)
+        sources = StampedSources(store.session.access, validate_containers, last_updated_at, parsed)
         sources.note(dataset for _, dataset in datasets)
         plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
         copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
@@ -220,7 +220,7 @@ def _datasets(vds: xr.Dataset | xr.DataTree, group: str, inherited: bool) -> Ite
         yield f"{group}/{below}".strip("/"), dataset
 
 
-def _write_group(store: IceliteStore, plan: PlannedGroup, copies: Copies, sources: Sources) -> None:
+def _write_group(store: IceliteStore, plan: PlannedGroup, copies: Copies, sources: StampedSources) -> None:
     """Create the group, let xarray write what it writes by itself, write the arrays."""
     options: dict[str, Any] = {"group": plan.path or None, "zarr_format": 3, "consolidated": False}
     zarr.open_group(store, path=plan.path, mode="a", zarr_format=3, use_consolidated=False)
@@ -239,7 +239,7 @@ def _write_group(store: IceliteStore, plan: PlannedGroup, copies: Copies, source
         group.update_attributes(plan.attributes)
 
 
-def _write_references(store: IceliteStore, array: VirtualArray, copies: Copies, sources: Sources) -> None:
+def _write_references(store: IceliteStore, array: VirtualArray, copies: Copies, sources: StampedSources) -> None:
     prototype = default_buffer_prototype()
     references = array.references
     if array.document is not None:
