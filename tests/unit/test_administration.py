@@ -190,11 +190,7 @@ def test_reading_goes_on(repo: Repository) -> None:
 
 # Write transactions that do not ask: how a repository comes online again; the door itself, whose action asks; and one
 # that removes a file in which nothing ever happened, so that it cannot have been made read-only.
-<<<<<<< HEAD
-UNASKED = {"administration.set_status", "repeating.repeat_write", "repeating.write", "opened._remove_empty"}
-=======
-UNASKED = {"administration.set_status", "republish.repeat_write", "republish.write", "drafts.remove_unused"}
->>>>>>> ca63aa9 (Let writes that begin anew stand apart from the remote catalog, without a circle)
+UNASKED = {"administration.set_status", "repeating.repeat_write", "repeating.write", "drafts.remove_unused"}
 
 
 def test_every_write_transaction_asks_first() -> None:
