@@ -22,7 +22,7 @@ import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
@@ -34,13 +34,14 @@ from icelite.catalog.failures import FOREIGN, translate, translated
 from icelite.catalog.filesystems import check_locks
 from icelite.catalog.locks import Guard
 from icelite.catalog.prepared import Spares, prepare
+from icelite.catalog.transaction import Bindings, Row, Transaction
 from icelite.catalog.watch import Watch, find_loss
-from icelite.errors import ErrorKind, FormatError, IceliteError, InternalError, ReadOnlyError, SessionStateError
+from icelite.errors import ErrorKind, IceliteError, InternalError, ReadOnlyError, SessionStateError
 from icelite.storage import StorageConfig
 
+__all__ = ["Bindings", "Catalog", "Doorway", "Row", "Transaction", "create_catalog"]
+
 T = TypeVar("T")
-Row = tuple[Any, ...]
-Bindings = Sequence[Any]
 
 BEGIN_READ = "BEGIN DEFERRED"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
@@ -50,64 +51,6 @@ VACUUM = "VACUUM"
 INTEGRITY_CHECK = "PRAGMA main.integrity_check(1000)"
 SECURE_STEPS = 100  # of SQLite's machine, between two looks
 TURN_SECONDS = 0.001  # that an event loop may wait for another thread's statement
-
-
-class Transaction:
-    """The verbs for statements; valid only inside the door that made it."""
-
-    def __init__(self, connection: apsw.Connection, check: Callable[[], None] | None = None) -> None:
-        self._connection = connection
-        self._check = check
-        self.after_commit: list[Callable[[], None]] = []
-
-    def rows(self, sql: str, bindings: Bindings = ()) -> list[Row]:
-        """All rows of a query, its statement closed."""
-        rows = self._connection.execute(sql, bindings).fetchall()
-        if self._check is not None:
-            self._check()
-        return rows
-
-    def row(self, sql: str, bindings: Bindings = ()) -> Row | None:
-        """The first row of a query, or None."""
-        rows = self.rows(sql, bindings)
-        return rows[0] if rows else None
-
-    def run(self, sql: str, bindings: Bindings = ()) -> int:
-        """Execute one statement; the number of rows it changed."""
-        self._connection.execute(sql, bindings)
-        return self._connection.changes()
-
-    def run_many(self, sql: str, bindings: Iterable[Bindings]) -> None:
-        """Execute one statement for each sequence of bindings."""
-        self._connection.executemany(sql, bindings)
-
-    def insert(self, sql: str, bindings: Bindings = ()) -> int:
-        """Execute an INSERT; the rowid of the new row."""
-        self._connection.execute(sql, bindings)
-        return self._connection.last_insert_rowid()
-
-    def read_blob(self, table: str, column: str, rowid: int, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start`` of one value, without loading the rest of it.
-
-        Raises
-        ------
-        FormatError
-            ``corrupt`` where the value ends before.
-        """
-        blob = self._connection.blob_open("main", table, column, rowid, False)
-        try:
-            if self._check is not None:
-                self._check()
-            if start + length > blob.length():
-                raise FormatError(
-                    f"{table} {rowid} has {blob.length()} bytes, and its reference names {start + length};"
-                    " restore the file from a copy",
-                    ErrorKind.CORRUPT,
-                )
-            blob.seek(start)
-            return blob.read(length)
-        finally:
-            blob.close()
 
 
 class Catalog:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from icelite.repository.administration import Administration
-from icelite.repository.history import AT_ONCE, History
+from icelite.repository.history import AT_ONCE, SnapshotHistory
 from icelite.repository.inspection import SnapshotInspection
 from icelite.repository.maintenance import Maintenance
 from icelite.repository.merging import Merging
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsynchronousRepository(BranchesAndTags, SourceFiles, History, SnapshotInspection, Merging, Maintenance):
+class AsynchronousRepository(BranchesAndTags, SourceFiles, SnapshotHistory, SnapshotInspection, Merging, Maintenance):
     """Every part of `Repository`, and their twins."""
 
     list_branches_async = in_thread(BranchesAndTags.list_branches)
@@ -42,9 +42,9 @@ class AsynchronousRepository(BranchesAndTags, SourceFiles, History, SnapshotInsp
     writable_session_async = in_thread(Sessions.writable_session)
     rearrange_session_async = in_thread(Sessions.rearrange_session)
 
-    lookup_snapshot_async = in_thread(History.lookup_snapshot)
-    ancestry_graph_async = in_thread(History.ancestry_graph)
-    diff_async = in_thread(History.diff)
+    lookup_snapshot_async = in_thread(SnapshotHistory.lookup_snapshot)
+    ancestry_graph_async = in_thread(SnapshotHistory.ancestry_graph)
+    diff_async = in_thread(SnapshotHistory.diff)
     inspect_snapshot_async = in_thread(SnapshotInspection.inspect_snapshot)
     inspect_repo_info_async = in_thread(SnapshotInspection.inspect_repo_info)
     inspect_transaction_log_async = in_thread(SnapshotInspection.inspect_transaction_log)

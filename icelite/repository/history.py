@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AT_ONCE = 200  # snapshots or operations in one transaction
 
 
-class History:
+class SnapshotHistory:
     """What `Repository` knows about the past."""
 
     _catalog: Catalog

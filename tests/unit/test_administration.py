@@ -189,8 +189,15 @@ def test_reading_goes_on(repo: Repository) -> None:
 
 
 # Write transactions that do not ask: how a repository comes online again; the door itself, whose action asks; and one
-# that removes a file in which nothing ever happened, so that it cannot have been made read-only.
-UNASKED = {"administration.set_status", "repeating.repeat_write", "repeating.write", "drafts.remove_unused"}
+# that removes a file in which nothing ever happened, and one that begins a repository: neither can have been made
+# read-only.
+UNASKED = {
+    "administration.set_status",
+    "repeating.repeat_write",
+    "repeating.write",
+    "drafts.remove_unused",
+    "importing.run",
+}
 
 
 def test_every_write_transaction_asks_first() -> None:
