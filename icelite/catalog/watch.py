@@ -6,6 +6,7 @@ replaced or cut as well; then SQLite fails, and says something else.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from icelite.errors import ErrorKind, FormatError, IceliteError, StorageError
 SELECT_BEGINNING = "SELECT id, written_at FROM snapshot WHERE seq = (SELECT min(seq) FROM snapshot)"
 
 UNKNOWN = -1  # a version that no file has
+LOOK_SECONDS = 0.0001  # nobody copies a file between two reads that follow each other so closely
 
 
 class Watch:
@@ -37,6 +39,7 @@ class Watch:
         self._guard = guard
         self._name = name
         self._stamp: tuple[int, int, int] | None = None
+        self._next_look = 0.0
         self._beginning: list[tuple[Any, ...]] | None = None
 
     def look(self) -> None:
@@ -44,6 +47,10 @@ class Watch:
 
         SQLite compares a counter, which two files may have in common, and then goes on with the pages that it has.
         """
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
         stamp = self._guard.stamp()
         if stamp != self._stamp:
             if self._connection.data_version() == self.seen:
