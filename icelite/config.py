@@ -17,6 +17,7 @@ from icelite.credentials import AnyCredential, AnyS3Credential, S3Credentials
 from icelite.errors import ErrorKind, InvalidInputError, has_secret
 from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig, S3Options
 
+_EVERY = frozenset({""})  # of removed containers; no prefix is empty
 _STORES: dict[str, tuple[type, ...]] = {
     "file": (ObjectStoreConfig.LocalFileSystem,),
     "s3": (ObjectStoreConfig.S3, ObjectStoreConfig.S3Compatible),
@@ -201,6 +202,7 @@ class RepositoryConfig:
         self._object_target_bytes: int | None = None
         self._strict_locking: bool | None = None
         self._containers: dict[str, VirtualChunkContainer] | None = None
+        self._removed: frozenset[str] = frozenset()  # prefixes that are taken away from what this is laid over
         self._store_signed_urls: bool | None = None
         if store_signed_urls is not None:
             self.store_signed_urls = store_signed_urls
@@ -282,6 +284,8 @@ class RepositoryConfig:
 
     def set_virtual_chunk_container(self, cont: VirtualChunkContainer) -> None:
         """Add a container, or replace the one with the same prefix or name: then references through it follow."""
+        if self._removed != _EVERY:  # what was cleared stays so, and this one comes anew
+            self._removed = self._removed - {cont.url_prefix}
         others = {p: known for p, known in (self._containers or {}).items() if known.name != cont.name}
         self._containers = {**others, cont.url_prefix: cont}
 
@@ -289,9 +293,18 @@ class RepositoryConfig:
         """The container with this prefix (final ``/`` or not), or None."""
         return (self._containers or {}).get(normalize_prefix(url_prefix))
 
+    def remove_virtual_chunk_container(self, url_prefix: str) -> None:
+        """Remove the container with this prefix, also from what it is laid over; nothing where there is none."""
+        prefix = normalize_prefix(url_prefix)
+        self._containers = {
+            known: container for known, container in (self._containers or {}).items() if known != prefix
+        }
+        self._removed = self._removed | {prefix}
+
     def clear_virtual_chunk_containers(self) -> None:
-        """Remove every container."""
+        """Remove every container, also those of what it is laid over; `Repository.save_config` makes it last."""
         self._containers = {}
+        self._removed = _EVERY
 
     def merge(self, other: RepositoryConfig) -> RepositoryConfig:
         """A new configuration: this one with what ``other`` sets laid over it, container by container."""
@@ -299,10 +312,20 @@ class RepositoryConfig:
         chosen = self if other._store_signed_urls is None else other
         merged._store_signed_urls = chosen._store_signed_urls
         if self._containers is not None or other._containers is not None:
-            merged._containers = dict(self._containers or {})
+            merged._containers = {p: c for p, c in (self._containers or {}).items() if not other._removes(p)}
             for container in (other._containers or {}).values():
                 merged.set_virtual_chunk_container(container)
+        merged._removed = _EVERY if _EVERY in (self._removed, other._removed) else self._removed | other._removed
         return merged
+
+    def without_removals(self) -> RepositoryConfig:
+        """A copy that takes no container away from what it is laid over."""
+        copy = self.merge(RepositoryConfig())
+        copy._removed = frozenset()
+        return copy
+
+    def _removes(self, prefix: str) -> bool:
+        return self._removed == _EVERY or prefix in self._removed
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: what was given, without containers (they have a table) and never a credential."""
@@ -331,7 +354,10 @@ class RepositoryConfig:
         )
 
     def __eq__(self, other: object) -> bool:
-        return self.__dict__ == other.__dict__ if isinstance(other, RepositoryConfig) else NotImplemented
+        if not isinstance(other, RepositoryConfig):
+            return NotImplemented
+        one, two = ({**config.__dict__, "_removed": None} for config in (self, other))
+        return one == two
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 

@@ -6,6 +6,7 @@ the uncommitted changes that are to follow it. Overlap counts, not equality: the
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,10 @@ class ConflictType(IntEnum):
     DeleteOfUpdatedGroup = 10
     MoveOperationCannotBeRebased = 11
     DimensionSizesDiffer = 12
+
+    def __str__(self) -> str:
+        words = re.sub(r"(?<!^)(?=[A-Z])", " ", self.name)
+        return words.capitalize()
 
 
 class VersionSelection(Enum):

@@ -277,8 +277,8 @@ class RefNotFoundError(NotFoundError):
     """No branch or tag of that name."""
 
 
-class RepositoryNotFoundError(NotFoundError):
-    """No repository at that place."""
+class RepositoryNotFoundError(NotFoundError, FileNotFoundError):
+    """No repository at that place; a `FileNotFoundError`, as opening any other file raises."""
 
 
 class KeyNotFoundError(NotFoundError, FileNotFoundError):

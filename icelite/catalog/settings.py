@@ -26,6 +26,8 @@ SELECT_CONTAINER_NUMBER = "SELECT id FROM container WHERE url_prefix = ?"
 SELECT_LAST_CONTAINER = "SELECT coalesce(max(id), 0) FROM container"
 INSERT_CONTAINER = "INSERT INTO container (id, name, url_prefix, options, crc32c) VALUES (?, ?, ?, ?, ?)"
 UPDATE_CONTAINER = "UPDATE container SET name = ?2, url_prefix = ?3, options = ?4, crc32c = ?5 WHERE id = ?1"
+DELETE_CONTAINER = "DELETE FROM container WHERE id = ?"
+SELECT_SOME_OF_CONTAINER = "SELECT path FROM location WHERE container_id = ? LIMIT 1"
 DELETE_SETTING = "DELETE FROM setting WHERE name = ?"
 
 
@@ -113,6 +115,28 @@ def move_container(txn: Transaction, url_prefix: str, moved: VirtualChunkContain
         txn.run(UPDATE_CONTAINER, _row(row[0], moved))
 
 
+def drop_container(txn: Transaction, container: VirtualChunkContainer) -> None:
+    """Remove a container that no reference needs.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config`` when there are references through it, in whatever snapshot.
+    """
+    row = txn.row(SELECT_CONTAINER_NUMBER, (container.url_prefix,))
+    if row is None:
+        return
+    needed = txn.row(SELECT_SOME_OF_CONTAINER, row)
+    if needed is not None:
+        raise InvalidInputError(
+            f"container {container.name!r} ({container.url_prefix}) cannot be removed: references such as"
+            f" {shown(f'vcc://{container.name}/{needed[0]}')} need it, in some snapshot; keep it, or move them with"
+            f" relocate({f'vcc://{container.name}/'!r}, ...); nothing was saved",
+            ErrorKind.STORAGE_CONFIG,
+        )
+    txn.run(DELETE_CONTAINER, row)
+
+
 def _row(number: int, container: VirtualChunkContainer) -> tuple[Any, ...]:
     row = number, container.name, container.url_prefix, json.dumps(container.options())
     return *row, row_crc(*row)
@@ -136,8 +160,24 @@ def load_config(txn: Transaction) -> RepositoryConfig:
     return config
 
 
-def save_config(txn: Transaction, config: RepositoryConfig) -> None:
-    """Persist a configuration, with its containers; containers that it does not have stay."""
+def save_config(txn: Transaction, config: RepositoryConfig, known: RepositoryConfig | None = None) -> None:
+    """Persist a configuration, with its containers.
+
+    Parameters
+    ----------
+    known
+        What was read before: containers of it that ``config`` has no more are removed, all others stay.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config`` for a container that references need, and as `save_container`.
+    """
+    kept = config.virtual_chunk_containers or {}
+    names = {container.name for container in kept.values()}
+    for prefix, container in (known.virtual_chunk_containers or {} if known else {}).items():
+        if prefix not in kept and container.name not in names:  # one whose name is kept has moved
+            drop_container(txn, container)
     save_setting(txn, "config", config.to_dict())
     stored = {container.url_prefix: container for container in list_containers(txn).values()}
     for container in (config.virtual_chunk_containers or {}).values():

@@ -16,7 +16,7 @@ from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.operations import to_datetime, to_microseconds
 from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_number, check_types, types
 from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError, shown
-from icelite.types import INITIAL_SNAPSHOT_ID, SnapshotInfo, View, is_snapshot_id, parse_snapshot_id
+from icelite.types import CROCKFORD, INITIAL_SNAPSHOT_ID, SnapshotInfo, View, is_snapshot_id, parse_snapshot_id
 
 FIRST_BLOCK = 16  # snapshots read at once, to begin with
 
@@ -44,6 +44,7 @@ UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5 WHERE 
 """
 SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
 SELECT_ID = "SELECT id FROM snapshot WHERE seq = ?"
+SELECT_BEGUN = "SELECT seq, id FROM snapshot WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT 3"
 SELECT_SEQ = "SELECT seq FROM snapshot WHERE id = ?"
 # Whether anything is behind a point in its segment: a snapshot, or rows of one that was released.
 SELECT_CONTINUATION = """
@@ -72,6 +73,7 @@ SELECT seq, id, parent_seq, written_at, message, metadata FROM snapshot WHERE se
 SELECT_PARENT_AND_TIME = "SELECT parent_seq, written_at FROM snapshot WHERE seq = ?"
 
 INFO = types(str, OPTIONAL_TEXT, int, str, str, OPTIONAL_INT)  # of SELECT_INFO
+BEGUN = types(int, str)
 PARENT_AND_TIME = types(OPTIONAL_INT, int)
 ANCESTOR = types(int, str, OPTIONAL_INT, int, str, str)  # of SELECT_SOME_BEFORE
 
@@ -97,6 +99,19 @@ def lookup_seq(txn: Transaction, snapshot_id: str) -> int:
             ErrorKind.SNAPSHOT_NOT_FOUND,
         )
     return seq
+
+
+def list_begun(txn: Transaction, beginning: str) -> list[tuple[int, str]]:
+    """Number and id of at most three snapshots whose ids begin so, whatever the case of its letters."""
+    first = beginning.upper()
+    if not first or not set(first) <= set(CROCKFORD):
+        return []
+    rows = list(txn.rows(SELECT_BEGUN, (first, first + "a")))  # 'a' is behind every character of an id
+    for row in rows:
+        check_types(row, BEGUN, "a snapshot")
+        if not is_snapshot_id(row[1]):
+            raise damaged("a snapshot", f"{shown(row[1])} is no id of a snapshot")
+    return [(row[0], row[1]) for row in rows]
 
 
 def view_snapshot(txn: Transaction, seq: int) -> View:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from icelite.config import covers
 from icelite.storage import StorageConfig
 from icelite.types import ChunkType, Location
-from icelite.virtual.urls import bad_reference, check_remote, check_segments, file_path, relative_path, scheme_of
+from icelite.virtual.urls import (
+    bad_reference,
+    check_remote,
+    check_segments,
+    check_slashes,
+    file_path,
+    relative_path,
+    scheme_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ def parse_prefix(text: str, storage: StorageConfig) -> Prefix:
         ``invalid-virtual-ref`` for an unknown scheme, ``..``, NUL, or a relative one where nothing is relative.
     """
     scheme = scheme_of(text)
+    check_slashes(text)
     if scheme == "vcc":
         name, _, path = text.removeprefix("vcc://").partition("/")
         check_segments(text, path, local=True)

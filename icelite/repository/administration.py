@@ -151,11 +151,14 @@ class Administration:
     def save_config(self) -> None:
         """Persist the configuration in force, for whoever opens the repository from now on.
 
+        Containers that were taken out of it are removed, those that others have added meanwhile stay.
+
         Raises
         ------
-        ConflictError, ReadOnlyError
-            ``config-updated`` when somebody else has saved another one since this object read it;
-            ``read-only-repository``, ``read-only-storage``.
+        ConflictError, InvalidInputError, ReadOnlyError
+            ``config-updated`` when somebody else has saved another one since this object read it; ``storage-config``
+            when a removed container is needed by references, which are named; ``read-only-repository``,
+            ``read-only-storage``. Nothing is saved then.
         """
         with self._catalog.write() as txn:
             check_online(txn)
@@ -167,10 +170,14 @@ class Administration:
                     " saved: reopen() the repository with the configuration you want, and save that",
                     ErrorKind.CONFIG_UPDATED,
                 )
-            save_config(txn, self._config)
+            save_config(txn, self._config, self._stored)
             log_operation(txn, "ConfigChanged", {})
             saved = load_config(txn)
         self._stored = saved
+        given = self._given[0]
+        if given is not None:  # what it took away is gone; reopen() must not take away what others add from now on
+            self._given = (given.without_removals(), *self._given[1:])
+        self._config = self._config.without_removals()
 
     @property
     def authorized_virtual_container_prefixes(self) -> set[str]:

@@ -12,7 +12,7 @@ from icelite.catalog import operations, refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.repository.differences import check_behind, find_differences
 from icelite.repository.graph import AncestryGraph
-from icelite.repository.names import MAIN, resolve
+from icelite.repository.names import MAIN, lookup_named, resolve
 from icelite.types import Diff, SnapshotInfo
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class SnapshotHistory:
     _catalog: Catalog
 
     def lookup_snapshot(self, snapshot_id: str) -> SnapshotInfo:
-        """A snapshot by its id.
+        """A snapshot by its id, the beginning of it, or a branch or tag.
 
         Raises
         ------
@@ -35,7 +35,7 @@ class SnapshotHistory:
             ``invalid-snapshot-id``; ``snapshot-not-found``.
         """
         with self._catalog.read() as txn:
-            return snapshots.lookup_info(txn, snapshots.lookup_seq(txn, snapshot_id))[0]
+            return snapshots.lookup_info(txn, lookup_named(txn, snapshot_id)[0])[0]
 
     def ancestry(
         self, *, branch: str | None = None, tag: str | None = None, snapshot_id: str | None = None

@@ -14,6 +14,7 @@ from icelite.catalog.permissions import find_status, list_flags
 from icelite.catalog.settings import find_setting, load_config
 from icelite.metadata import array_info
 from icelite.repository.differences import find_differences
+from icelite.repository.names import lookup_named
 from icelite.types import Diff, Node, SnapshotInfo, SpecVersion
 
 LATEST = 50  # operations that inspect_repo_info lists
@@ -27,7 +28,7 @@ class SnapshotInspection:
     def inspect_snapshot(self, snapshot_id: str) -> dict[str, Any]:
         """A snapshot and its nodes as plain, JSON-able values; raises as `lookup_snapshot`."""
         with self._catalog.read() as txn:
-            seq = snapshots.lookup_seq(txn, snapshot_id)
+            seq, _ = lookup_named(txn, snapshot_id)
             info = snapshots.lookup_info(txn, seq)[0]
             view = snapshots.view_snapshot(txn, seq)
             listed = nodes.list_nodes(self._catalog, view, "")
@@ -69,7 +70,7 @@ class SnapshotInspection:
         ``synthetic_composite`` says that snapshots between the two have expired, and what they did is included.
         """
         with self._catalog.read() as txn:
-            seq = snapshots.lookup_seq(txn, snapshot_id)
+            seq, _ = lookup_named(txn, snapshot_id)
             info, parent = snapshots.lookup_info(txn, seq)
             after = snapshots.view_snapshot(txn, seq)
             written_by = set()

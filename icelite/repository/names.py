@@ -6,13 +6,15 @@ Every method is one transaction, and every change is in the operation log. Every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
 from icelite.catalog.permissions import check_feature, check_online
 from icelite.catalog.repeating import repeated
-from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError
-from icelite.types import parse_snapshot_id
+from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError, shown
+from icelite.types import INITIAL_SNAPSHOT_ID, is_snapshot_id
 
 MAIN = "main"
 
@@ -40,6 +42,11 @@ class BranchesAndTags:
     def create_branch(self, branch: str, snapshot_id: str) -> None:
         """Give a snapshot a branch.
 
+        Parameters
+        ----------
+        snapshot_id
+            An id, the beginning of one that no other has, or the name of a branch or tag; so in every method.
+
         Raises
         ------
         InvalidInputError, AlreadyExistsError, SnapshotNotFoundError
@@ -48,7 +55,7 @@ class BranchesAndTags:
         refs.check_name(branch, "branch")
         with self._catalog.write() as txn:
             check_online(txn)
-            seq = snapshots.lookup_seq(txn, snapshot_id)
+            seq, snapshot_id = lookup_named(txn, snapshot_id)
             if refs.find_branch(txn, branch) is not None:
                 raise AlreadyExistsError(
                     f"branch {branch!r} already exists; reset_branch moves it", ErrorKind.BRANCH_ALREADY_EXISTS
@@ -62,6 +69,8 @@ class BranchesAndTags:
 
         Parameters
         ----------
+        snapshot_id
+            As in `create_branch`.
         from_snapshot_id
             Only if the branch is still there.
 
@@ -70,20 +79,19 @@ class BranchesAndTags:
         RefNotFoundError, SnapshotNotFoundError, InvalidInputError, ConflictError
             ``branch-not-found``; ``snapshot-not-found``; ``invalid-snapshot-id``; ``branch-update-conflict``.
         """
-        if from_snapshot_id is not None:
-            parse_snapshot_id(from_snapshot_id)
         with self._catalog.write() as txn:
             check_online(txn)
+            expected = None if from_snapshot_id is None else _expected_id(txn, from_snapshot_id)
             tip = refs.lookup_branch(txn, branch)
             previous = snapshots.lookup_info(txn, tip)[0].id
-            if from_snapshot_id is not None and from_snapshot_id != previous:
+            if expected not in (None, previous):
                 raise ConflictError(
-                    f"branch {branch!r} is at {previous}, not at {from_snapshot_id}; it was not moved",
+                    f"branch {branch!r} is at {previous}, not at {expected}; it was not moved",
                     ErrorKind.BRANCH_UPDATE_CONFLICT,
-                    expected_parent=from_snapshot_id,
+                    expected_parent=expected,
                     actual_parent=previous,
                 )
-            refs.move_branch(txn, branch, tip, snapshots.lookup_seq(txn, snapshot_id))
+            refs.move_branch(txn, branch, tip, lookup_named(txn, snapshot_id)[0])
             log_operation(txn, "BranchReset", {"name": branch, "previous_snap_id": previous})
 
     @repeated
@@ -133,7 +141,7 @@ class BranchesAndTags:
         with self._catalog.write() as txn:
             check_online(txn)
             check_feature(txn, "create_tag")
-            seq = snapshots.lookup_seq(txn, snapshot_id)
+            seq, snapshot_id = lookup_named(txn, snapshot_id)
             found = refs.find_tag(txn, tag)
             if found is not None and found[0] is not None:
                 raise AlreadyExistsError(
@@ -182,4 +190,53 @@ def resolve(txn: Transaction, branch: str | None, tag: str | None, snapshot_id: 
         return refs.lookup_branch(txn, branch)
     if tag is not None:
         return refs.lookup_tag(txn, tag)
-    return snapshots.lookup_seq(txn, given[0])
+    return lookup_named(txn, given[0])[0]
+
+
+def lookup_named(txn: Transaction, name: object) -> tuple[int, str]:
+    """Number and id of a snapshot: by its id, else by a branch or tag, else by the beginning of an id.
+
+    Raises
+    ------
+    InvalidInputError, SnapshotNotFoundError
+        ``invalid-snapshot-id`` for what is none of these, or could be two; ``snapshot-not-found``.
+    """
+    if not isinstance(name, str):
+        raise _no_name(name)
+    if is_snapshot_id(name):
+        seq = snapshots.find_seq(txn, name)
+        if seq is not None:
+            return seq, name
+    found = {refs.find_branch(txn, name), (refs.find_tag(txn, name) or (None,))[0]} - {None}
+    if found:
+        infos = {seq: snapshots.lookup_info(txn, seq)[0].id for seq in found if seq is not None}
+        if len(infos) > 1:
+            raise _ambiguous(name, "a branch and a tag, at different snapshots", sorted(infos.values()))
+        return infos.popitem()
+    if is_snapshot_id(name):
+        return snapshots.lookup_seq(txn, name), name  # raises
+    begun = snapshots.list_begun(txn, name)
+    if len(begun) > 1:
+        raise _ambiguous(name, "the beginning of several ids", [snapshot_id for _, snapshot_id in begun])
+    if not begun:
+        raise _no_name(name)
+    return begun[0]
+
+
+def _expected_id(txn: Transaction, name: object) -> str:
+    """The id where a branch is expected to be, which may be of a snapshot that is gone."""
+    return name if isinstance(name, str) and is_snapshot_id(name) else lookup_named(txn, name)[1]
+
+
+def _no_name(name: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"{shown(name)} is no branch, no tag, and no snapshot's id or its beginning; ids are 20 characters of"
+        f" Crockford base-32, such as {INITIAL_SNAPSHOT_ID}, and come from commit(), ancestry() and lookup_branch()",
+        ErrorKind.INVALID_SNAPSHOT_ID,
+    )
+
+
+def _ambiguous(name: str, what: str, ids: Sequence[str]) -> InvalidInputError:
+    return InvalidInputError(
+        f"{shown(name)} is {what}: {', '.join(ids)}; pass the id that is meant", ErrorKind.INVALID_SNAPSHOT_ID
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import Any
+from typing import Any, Self
 
 from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction, create_catalog
@@ -132,7 +132,7 @@ class Repository(AsynchronousRepository):
         check: str = "auto",
         objects: ObjectStorage | None = None,
     ) -> Repository:
-        """Open a repository; no file is created.
+        """Open a repository; no file is created. In a ``with`` statement it is closed at the end.
 
         Parameters
         ----------
@@ -239,6 +239,12 @@ class Repository(AsynchronousRepository):
         if self._spares is not None:
             self._spares.close()
         self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     # -- for event loops: as the methods without _async, in a thread -----------------------------------------
 

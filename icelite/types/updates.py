@@ -32,6 +32,7 @@ class UpdateType:
     GCRan: ClassVar[type[GCRan]]
     ExpirationRan: ClassVar[type[ExpirationRan]]
     LocationsRelocated: ClassVar[type[LocationsRelocated]]
+    ObjectsRepacked: ClassVar[type[ObjectsRepacked]]
     OtherUpdate: ClassVar[type[OtherUpdate]]
 
     def __init_subclass__(cls) -> None:
@@ -146,6 +147,19 @@ class LocationsRelocated(UpdateType):
 
     old_prefix: str
     new_prefix: str
+
+
+@dataclass(frozen=True)
+class ObjectsRepacked(UpdateType):
+    """The live bytes of mostly dead objects were written into new ones; Icechunk has no such kind.
+
+    Attributes
+    ----------
+    objects
+        How many were given up.
+    """
+
+    objects: int
 
 
 @dataclass(frozen=True)

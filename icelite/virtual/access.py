@@ -33,6 +33,7 @@ from icelite.virtual.urls import (
     bad_reference,
     check_remote,
     check_segments,
+    check_slashes,
     check_unsigned,
     existing_path,
     file_path,
@@ -135,6 +136,7 @@ class VirtualAccess(KnownContainers):
         stamp = stamp or SourceStamp()
         container, path = None, url
         scheme = scheme_of(url)
+        check_slashes(url)
         if scheme == "vcc":
             container, path = name_and_path(url)
             url = self._prefix_of(container, url) + path
@@ -226,6 +228,7 @@ class VirtualAccess(KnownContainers):
     def _absolute_url(self, url: str) -> str:
         """A reference with its container's prefix in place of ``vcc://name/``, or the catalog's if it is relative."""
         scheme = scheme_of(url)
+        check_slashes(url)
         if scheme == "" and self._place is not None and not url.startswith("/"):
             return self._place.base + relative_path(url.removeprefix("./"))
         if scheme != "vcc":

@@ -19,6 +19,7 @@ WEB = ("https", "http")
 SCHEMES = ("file", "vcc", *BUCKETS, *WEB)
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
+_SLASH_MISSING = re.compile(rf"(?P<scheme>(?:{'|'.join(SCHEMES)})(?=:|//)|[a-z][a-z0-9+.-]+(?=:/)):?", re.IGNORECASE)
 _DOTS = {".", ".."}
 _KNOWN = ", ".join(f"{scheme}://" for scheme in ("file", "s3", "https", "http", "gs", "az", "abfs"))
 
@@ -39,6 +40,25 @@ def scheme_of(url: str) -> str:
     if scheme not in SCHEMES:
         raise bad_reference(url, f"has the scheme {scheme!r}; this release reads {_KNOWN}")
     return scheme
+
+
+def check_slashes(url: str) -> None:
+    """Refuse what was meant as a URL and lacks a slash or the colon, such as ``s3:/bucket/key``.
+
+    A file with such a name is written ``./s3:/bucket/key``.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-virtual-ref``.
+    """
+    found = None if "://" in url else _SLASH_MISSING.match(url)
+    if found is not None:
+        scheme, rest = found["scheme"].lower(), url[found.end() :].lstrip("/")
+        rest = "/" + rest if scheme == "file" else rest
+        raise bad_reference(
+            url, f"is not complete: write {shown(f'{scheme}://{rest}')}, or {shown('./' + url)} for a file of that name"
+        )
 
 
 def _is_text(url: object) -> bool:

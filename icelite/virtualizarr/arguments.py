@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import cast
 
 import xarray as xr
 
@@ -44,29 +45,31 @@ def check_arguments(
 
 
 def _check_request(vds: xr.Dataset | xr.DataTree, request: Request) -> None:
-    mode, append_dim = request.mode, request.append_dim
-    region: object = request.region
-    if mode is not None and mode not in _MODES:
+    mode, region = cast(object, request.mode), cast(object, request.region)
+    append_dim = cast(object, request.append_dim)
+    if mode is not None and (not isinstance(mode, str) or mode not in _MODES):
         raise _invalid(f"mode must be None or one of {_MODES}, not {mode!r}")
     if append_dim is not None and region is not None:
         raise _invalid("append_dim and region exclude each other: append first, then write the region")
     if (append_dim is not None or region is not None) and mode in ("w", "w-"):
         given = f"append_dim={append_dim!r}" if append_dim is not None else f"region={region!r}"
         raise _invalid(f"mode {mode!r} makes a new group, {given} writes into one that exists: drop one of them")
+    if append_dim is not None and not isinstance(append_dim, str):
+        raise _invalid(f"append_dim must be the name of a dimension, not {append_dim!r}")
     nodes = [vds] if isinstance(vds, xr.Dataset) else vds.subtree
     known = {dim for node in nodes for dim in node.dims}
     if append_dim is not None and append_dim not in known:
         raise _invalid(
             f"append_dim {append_dim!r} is not a dimension of the dataset, which has {sorted(map(str, known))}"
         )
-    if region is None or region == "auto":
+    if region is None or (isinstance(region, str) and region == "auto"):
         return
     if not isinstance(region, Mapping) or not region:
         raise _invalid(f"region must be 'auto' or a mapping from dimensions to slices or 'auto', not {region!r}")
     for dim, part in region.items():
         if dim not in known:
             raise _invalid(f"region {dim!r} is not a dimension of the dataset, which has {sorted(map(str, known))}")
-        if not isinstance(part, slice) and part != "auto":
+        if not isinstance(part, slice) and not (isinstance(part, str) and part == "auto"):
             raise _invalid(f"region {dim!r} must be a slice or 'auto', not {part!r}")
 
 

@@ -45,6 +45,7 @@ SCANS = {
     "locations.SELECT_LOCATIONS": "l",
     "locations.SELECT_REMOTE_CONTAINER": "container",
     "settings.SELECT_CONTAINERS": "container",
+    "settings.SELECT_SOME_OF_CONTAINER": "location",  # only where a container is removed
     "refs.SELECT_BRANCHES": "branch",
     "refs.SELECT_TAGS": "tag",
     "refs.SELECT_DELETED_TAGS": "tag",

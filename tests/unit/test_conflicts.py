@@ -342,3 +342,8 @@ def test_an_append_that_follows_theirs_is_looked_at_as_it_will_be(repo: Reposito
     first.commit("an append and a variable")
     with pytest.raises(RebaseFailedError, match="7 long, and 5 in /d/ice"):
         second.commit("another append", rebase_with=BasicConflictSolver(on_append=VersionSelection.UseOurs))
+
+
+def test_the_kinds_of_conflict_in_words() -> None:
+    assert str(icelite.ConflictType.ChunkDoubleUpdate) == "Chunk double update"
+    assert f"{icelite.ConflictType.MoveOperationCannotBeRebased}" == "Move operation cannot be rebased"

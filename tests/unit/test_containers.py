@@ -156,3 +156,100 @@ def test_a_fork_writes_them_too(session: Any) -> None:
     session.merge(fork)
     assert session.chunk_refs("x").paths == [URL]
     session.commit("from a fork")
+
+
+def test_a_container_is_removed_unless_references_need_it(session: Any, old: Path, tmp_path: Path) -> None:
+    by_columns(session)
+    session.commit("through the container")
+    path = tmp_path / "x.icelite"
+    repo = Repository.open(path, config("s3://bucket/", "bucket"))
+    repo.save_config()
+    cleared = repo.config
+    cleared.clear_virtual_chunk_containers()
+    repo = repo.reopen(cleared)
+    assert not repo.config.virtual_chunk_containers
+    with pytest.raises(InvalidInputError, match="vcc://archive/") as caught:
+        repo.save_config()
+    assert caught.value.kind == ErrorKind.STORAGE_CONFIG
+    assert len((Repository.fetch_config(path) or RepositoryConfig()).virtual_chunk_containers or {}) == 2
+    some = repo.reopen(RepositoryConfig()).config
+    some.remove_virtual_chunk_container("s3://bucket")
+    repo = repo.reopen(some)
+    repo.save_config()
+    assert list((Repository.fetch_config(path) or some).virtual_chunk_containers or {}) == [old.as_uri() + "/"]
+    allow = {old.as_uri(): LocalFileSystemAccess}
+    assert values(Repository.open(path, authorize_virtual_chunk_access=allow)) == DATA
+    assert repo.verify() == []
+
+
+def test_containers_of_others_stay_when_ours_are_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "x.icelite"
+    Repository.create(path, config("s3://bucket/", "bucket"))
+    cleared = RepositoryConfig()
+    cleared.clear_virtual_chunk_containers()
+    repo = Repository.open(path, cleared)
+    Repository.open(path, config("s3://others/", "others")).save_config()
+    repo.save_config()
+    assert list((Repository.fetch_config(path) or cleared).virtual_chunk_containers or {}) == ["s3://others/"]
+    repo.reopen().save_config()  # what was cleared is cleared once
+    assert list((Repository.fetch_config(path) or cleared).virtual_chunk_containers or {}) == ["s3://others/"]
+
+
+def test_a_container_gets_another_name(session: Any, old: Path, tmp_path: Path) -> None:
+    by_columns(session)
+    session.commit("through the container")
+    repo = Repository.open(tmp_path / "x.icelite", config(old, "renamed"))
+    repo.save_config()
+    repo = Repository.open(tmp_path / "x.icelite", config(old, "renamed"))
+    assert values(repo) == DATA
+    assert repo.readonly_session("main").chunk_refs("x").paths == ["vcc://renamed/a b#%.bin"]
+    assert repo.verify() == []
+
+
+def test_a_removal_travels_with_the_configuration() -> None:
+    stored = config("s3://bucket/", "bucket")
+    stored.set_virtual_chunk_container(VirtualChunkContainer("s3://more/"))
+    given = RepositoryConfig()
+    given.remove_virtual_chunk_container("s3://more")
+    assert list(stored.merge(given).virtual_chunk_containers or {}) == ["s3://bucket/"]
+    given.set_virtual_chunk_container(VirtualChunkContainer("s3://more/", name="again"))
+    assert set(stored.merge(given).virtual_chunk_containers or {}) == {"s3://bucket/", "s3://more/"}
+    given.clear_virtual_chunk_containers()
+    assert stored.merge(given).merge(RepositoryConfig(7)).virtual_chunk_containers == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3:/bucket/key",
+        "s3:bucket/key",
+        "s3//bucket/key",
+        "https:/host/x",
+        "HTTPS:/host/x",
+        "file:foo",
+        "file:/foo",
+        "vcc:/name/x",
+        "gs:/b/k",
+        "az:/b/k",
+        "ftp:/host/x",
+        "memory:x",
+    ],
+)
+def test_a_url_with_a_slash_missing_is_no_file_name(session: Any, url: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        session.store.set_virtual_ref("x/c/0", url, offset=0, length=50)
+    assert caught.value.kind == ErrorKind.INVALID_VIRTUAL_REF
+    with pytest.raises(InvalidInputError):
+        session.store.set_virtual_refs("x", [VirtualChunkSpec([0], url, 0, 50)])
+    assert session.all_virtual_chunk_locations() == []
+
+
+def test_a_file_whose_name_looks_like_a_url_is_written_with_a_dot(session: Any, tmp_path: Path) -> None:
+    for name in ("s3:/bucket/key", "2024-01-01T00:00.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(DATA)
+    session.store.set_virtual_ref("x/c/0", "./s3:/bucket/key", offset=0, length=50)
+    session.store.set_virtual_ref("x/c/1", "2024-01-01T00:00.bin", offset=50, length=50)
+    session.commit("files with colons")
+    array = zarr.open_array(Repository.open(tmp_path / "x.icelite").readonly_session("main").store, path="x", mode="r")
+    assert bytes(array[:100]) == DATA[:100]

@@ -535,7 +535,7 @@ def test_no_close_look_at_what_is_not_there(repo: Repository, inspect: str) -> N
         getattr(repo, inspect)("A" * 20)
     assert missing.value.kind == "snapshot-not-found"
     with pytest.raises(InvalidInputError) as malformed:
-        getattr(repo, inspect)("main")
+        getattr(repo, inspect)("mainly")
     assert malformed.value.kind == "invalid-snapshot-id"
 
 

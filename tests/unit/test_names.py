@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,7 +174,7 @@ def test_an_unknown_snapshot_is_named(repo: Repository, use: str) -> None:
     assert UNKNOWN in str(caught.value)
 
 
-@pytest.mark.parametrize("id_", ["main", "", "a" * 20, "A" * 21])
+@pytest.mark.parametrize("id_", ["mainly", "", "a" * 20, "A" * 21])
 @pytest.mark.parametrize("use", [*USES_OF_A_SNAPSHOT, "reset_branch from"])
 def test_an_id_that_is_none_is_told_from_an_unknown_one(repo: Repository, use: str, id_: str) -> None:
     uses = USES_OF_A_SNAPSHOT | {
@@ -206,3 +207,53 @@ def test_exactly_one_of_branch_tag_and_snapshot_is_asked_for(
         getattr(repo, method)(**names)
     assert isinstance(caught.value, InvalidInputError)
     assert caught.value.kind == "invalid-argument"
+
+
+@pytest.mark.parametrize("use", [*USES_OF_A_SNAPSHOT, "reset_branch from"])
+def test_a_snapshot_is_named_by_a_branch_a_tag_or_the_beginning_of_its_id(repo: Repository, use: str) -> None:
+    uses = USES_OF_A_SNAPSHOT | {
+        "reset_branch from": lambda repo, id_: repo.reset_branch("main", INITIAL_SNAPSHOT_ID, from_snapshot_id=id_)
+    }
+    tip = commit(repo)
+    repo.create_tag("v0", tip)
+    names = ["v0", tip, tip[:12], tip[:12].lower()] if "from" not in use else [INITIAL_SNAPSHOT_ID[:7], "start"]
+    repo.create_branch("start", INITIAL_SNAPSHOT_ID)
+    for name in names if use != "create_tag" else names[:1]:
+        if "from" in use:
+            repo.reset_branch("main", INITIAL_SNAPSHOT_ID)
+        uses[use](repo, name)
+        for branch in repo.list_branches() - {"main", "start"}:
+            repo.delete_branch(branch)
+
+
+def test_names_come_before_beginnings_and_what_could_be_two_is_refused(repo: Repository) -> None:
+    first, second = commit(repo), commit(repo)
+    beginning = first[:3]
+    repo.create_branch(beginning, second)
+    assert repo.lookup_snapshot(beginning).id == second
+    repo.create_tag(beginning, first)
+    with pytest.raises(InvalidInputError, match="a branch and a tag") as caught:
+        repo.lookup_snapshot(beginning)
+    assert caught.value.kind == "invalid-snapshot-id"
+    ids = [INITIAL_SNAPSHOT_ID, *(commit(repo) for _ in range(33))]  # two of them begin with the same character
+    letter = next(id_[0] for id_ in ids if sum(other[0] == id_[0] for other in ids) > 1)
+    with pytest.raises(InvalidInputError, match="several ids"):
+        repo.lookup_snapshot(letter)
+
+
+def test_the_log_has_the_id_and_not_the_name(repo: Repository) -> None:
+    tip = commit(repo)
+    repo.create_branch("dev", "main")
+    repo.reset_branch("dev", INITIAL_SNAPSHOT_ID[:5])
+    assert repo.lookup_branch("dev") == INITIAL_SNAPSHOT_ID
+    assert repo.lookup_branch("main") == tip
+
+
+def test_a_repository_closes_at_the_end_of_a_with_block(tmp_path: Path) -> None:
+    with Repository.create(tmp_path / "a.icelite") as repo:
+        commit(repo)
+    with pytest.raises(FileNotFoundError), Repository.open(tmp_path / "none.icelite"):
+        pass
+    with Repository.open(tmp_path / "a.icelite") as repo:
+        assert repo.list_branches() == {"main"}
+    assert not list(tmp_path.glob("a.icelite-*"))

@@ -316,6 +316,7 @@ def test_mostly_dead_packs_are_written_anew(tmp_path: Path, values: np.ndarray) 
     expected = np.asarray(reader[...])
     steps: list[tuple[int, int]] = []
     done = repo.repack(progress=lambda count, total: steps.append((count, total)))
+    assert next(iter(repo.ops_log())).kind == icelite.UpdateType.ObjectsRepacked(done.objects)
     assert (done.objects, done.bytes_kept, done.bytes_freed) == (1, 4 * 1004, 16 * 1004)
     assert steps == [(4, 4)]
     assert np.array_equal(reader[...], expected)  # the old object is still there

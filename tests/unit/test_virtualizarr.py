@@ -707,6 +707,13 @@ class TestMode:
         ("options", "text"),
         [
             ({"mode": "r+"}, "mode must be None or one of"),
+            ({"mode": np.array(["w", "a"])}, "mode must be None or one of"),
+            ({"append_dim": {}}, "append_dim must be the name of a dimension"),
+            ({"append_dim": ["time"]}, "append_dim must be the name of a dimension"),
+            ({"append_dim": ("time", [])}, "append_dim must be the name of a dimension"),
+            ({"append_dim": 0}, "append_dim must be the name of a dimension"),
+            ({"region": np.array(["auto", "auto"])}, "region must be 'auto' or a mapping"),
+            ({"region": {"time": np.array([0, 1])}}, "must be a slice or 'auto'"),
             ({"mode": "w", "append_dim": "time"}, "drop one of them"),
             ({"mode": "w-", "region": "auto"}, "drop one of them"),
             ({"append_dim": "time", "region": "auto"}, "exclude each other"),
