@@ -48,8 +48,8 @@ from icelite.session import Session
 from icelite.types import Progress
 from icelite.virtualizarr.arrays import is_virtual
 from icelite.virtualizarr.sources import SOURCES_KEY
-from icelite.virtualizarr.stored import find_group
-from icelite.virtualizarr.writer import to_icelite
+from icelite.virtualizarr.target import find_group
+from icelite.virtualizarr.writing import to_icelite
 
 _VERSIONS = ("icelite", "virtualizarr", "xarray", "zarr")
 

@@ -1,24 +1,29 @@
-"""What `to_icelite` will write, worked out and checked before the first write.
+"""All that `to_icelite` will write, worked out and checked before the first write.
 
 A plan holds everything as it will be stored, but the values of dask arrays and of variables that are written into
-arrays that exist, which xarray writes by itself.
+arrays that exist, which xarray writes by itself. Those are first written into an empty copy of the array in memory, on
+trial: what cannot be encoded raises there, and what would be read back as other values (times that the stored units
+cannot express, integers that overflow) is refused, while xarray would store it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import xarray as xr
-from zarr.core.buffer import Buffer
+import zarr
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
 from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.formats.packing import PACKING_DTYPES
+from icelite.formats.packing import PACKING_DTYPES, restore_dtypes
 from icelite.keys import check_path
 from icelite.store import IceliteStore
 from icelite.virtualizarr.arrays import (
@@ -29,12 +34,12 @@ from icelite.virtualizarr.arrays import (
     read_references,
     stored_metadata,
 )
-from icelite.virtualizarr.place import Place, Request, find_place
-from icelite.virtualizarr.rehearsal import UNENCODABLE, rehearse
 from icelite.virtualizarr.sources import StampedSources
-from icelite.virtualizarr.stored import StoredGroup, find_stored
+from icelite.virtualizarr.target import GroupTarget, Request, StoredGroup, find_stored, find_target
 from icelite.virtualizarr.values import fetch_through, read_times
 
+# What xarray raises for what it cannot store.
+_UNENCODABLE = (TypeError, ValueError, KeyError, NotImplementedError, OverflowError)
 _STORAGE_ENCODING = {"chunks", "preferred_chunks", "shards", "compressors", "compressor", "filters", "serializer"}
 
 
@@ -81,7 +86,7 @@ class PlannedGroup:
 
     Attributes
     ----------
-    place
+    target
         Where in the group's arrays.
     names
         Of all variables of the dataset.
@@ -89,7 +94,7 @@ class PlannedGroup:
 
     path: str
     attributes: dict[str, Any]
-    place: Place
+    target: GroupTarget
     names: frozenset[str]
     arrays: list[VirtualArray | LoadedArray] = field(default_factory=list)
     lazy: dict[Hashable, xr.Variable] = field(default_factory=dict)
@@ -112,19 +117,19 @@ def plan_group(
     """
     _check_names(path, dataset)
     stored = find_stored(store, path, request.mode)
-    place = find_place(store, path, dataset, stored, request)
+    target = find_target(store, path, dataset, stored, request)
     stored = stored or StoredGroup()
-    dataset = _with_stored_times(dataset, {} if place.over else stored.arrays, sources)
-    dataset = dataset.drop_vars(place.unchanged)
+    dataset = _with_stored_times(dataset, {} if target.over else stored.arrays, sources)
+    dataset = dataset.drop_vars(target.unchanged)
     virtual: dict[Hashable, VirtualArray] = {}
     loadable: dict[Hashable, xr.Variable] = {}
-    plan = PlannedGroup(path, _group_attributes(path, dataset, stored), place, frozenset(map(str, dataset.variables)))
+    plan = PlannedGroup(path, _group_attributes(path, dataset, stored), target, frozenset(map(str, dataset.variables)))
     for name, variable in dataset.variables.items():
         present = stored.arrays.get(str(name))
-        if present is not None and place.append_dim is not None and place.append_dim not in variable.dims:
+        if present is not None and target.append_dim is not None and target.append_dim not in variable.dims:
             continue
         if is_virtual(variable):
-            virtual[name] = _plan_virtual(_join(path, name), variable, present, place, sources)
+            virtual[name] = _plan_virtual(_join(path, name), variable, present, target, sources)
         elif present is None:
             loadable[name] = _without_storage_encoding(variable)
         else:
@@ -134,7 +139,7 @@ def plan_group(
     arrays: dict[Hashable, VirtualArray | LoadedArray] = {**virtual, **_plan_loadable(path, loadable)}
     plan.lazy.update({name: variable for name, variable in loadable.items() if variable.chunks is not None})
     plan.arrays.extend(arrays[name] for name in dataset.variables if name in arrays and name not in plan.lazy)
-    rehearse(path, plan.existing, stored.arrays, place)
+    _try_encoding(path, plan.existing, stored.arrays, target)
     return plan
 
 
@@ -185,19 +190,19 @@ def _join(path: str, name: Hashable) -> str:
 
 
 def _plan_virtual(
-    path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, place: Place, sources: StampedSources
+    path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, target: GroupTarget, sources: StampedSources
 ) -> VirtualArray:
     metadata = stored_metadata(path, variable)
     references = check_references(path, metadata, read_references(variable.data.manifest))
     sources.admit(references.urls, path)
     dtypes = sources.find_packing_dtypes(path.rpartition("/")[2], variable, references.first_url(), renamed=True)
-    if dtypes is None and stored is not None and not place.replaces_attributes:  # unknown; the numbers are compared
+    if dtypes is None and stored is not None and not target.replaces_attributes:  # unknown; the numbers are compared
         dtypes = cast(str | None, stored.attributes.get(PACKING_DTYPES))
     if dtypes:
         metadata = metadata.update_attributes({**metadata.attributes, PACKING_DTYPES: dtypes})
     if stored is None:
         return VirtualArray(path, metadata, metadata, references, (0,) * len(metadata.shape), exists=False)
-    document, first = place.lookup_chunks(path, metadata, stored)
+    document, first = target.lookup_chunks(path, metadata, stored)
     return VirtualArray(path, document, metadata, references, first, exists=True)
 
 
@@ -214,7 +219,7 @@ def _plan_loadable(path: str, variables: Mapping[Hashable, xr.Variable]) -> dict
     """The arrays of loadable variables, by variable; those of dask arrays only to know that they can be stored."""
     try:
         encoded = _encode(variables)
-    except UNENCODABLE as error:
+    except _UNENCODABLE as error:
         names = [name for name, variable in variables.items() if not _is_encodable(name, variable)] or list(variables)
         raise InvalidInputError(
             f"variable {', '.join(repr(_join(path, name)) for name in names)} cannot be stored: {error}",
@@ -243,7 +248,7 @@ def _encode(variables: Mapping[Hashable, xr.Variable]) -> dict[str, Buffer]:
 def _is_encodable(name: Hashable, variable: xr.Variable) -> bool:
     try:
         _encode({name: variable})
-    except UNENCODABLE:
+    except _UNENCODABLE:
         return False
     return True
 
@@ -278,3 +283,82 @@ def _without_storage_encoding(variable: xr.Variable) -> xr.Variable:
     variable = variable.copy(deep=False)
     variable.encoding = {key: value for key, value in variable.encoding.items() if key not in _STORAGE_ENCODING}
     return variable
+
+
+def _try_encoding(
+    path: str, variables: Mapping[Hashable, xr.Variable], stored: Mapping[str, ArrayV3Metadata], target: GroupTarget
+) -> None:
+    """Check that the values will be in the arrays; of dask arrays, only that they may be written there.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-dataset``, naming the variable and what does not fit.
+    """
+    for name, variable in variables.items():
+        array = stored[str(name)]
+        where = f"variable {f'{path}/{name}'.lstrip('/')!r}"
+        options: dict[str, Any] = {"zarr_format": 3, "consolidated": False, "compute": variable.chunks is None}
+        store = _empty_copy(str(name), array)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they warn of is refused below, or written with the same warning
+                xr.Dataset({name: variable}).to_zarr(store, **options, **target.xarray_options(variable))
+        except _UNENCODABLE as error:
+            raise InvalidInputError(
+                f"{where} cannot be written into the stored array: {error}", ErrorKind.INVALID_DATASET
+            ) from error
+        if variable.chunks is None:
+            _check_values(where, name, variable, _read_back(store, name, variable, array, target))
+
+
+def _empty_copy(name: str, array: ArrayV3Metadata) -> MemoryStore:
+    # it holds zeros: xarray decodes the first value, which a fill value such as 1e20 may not let it
+    empty = dataclasses.replace(array, fill_value=array.data_type.default_scalar())
+    documents = empty.to_buffer_dict(default_buffer_prototype())
+    store = MemoryStore({f"{name}/{key}": value for key, value in documents.items()})
+    zarr.create_group(store)
+    return store
+
+
+def _read_back(
+    store: MemoryStore, name: Hashable, variable: xr.Variable, array: ArrayV3Metadata, target: GroupTarget
+) -> tuple[xr.Variable, xr.Variable]:
+    """The values as they were stored, raw and decoded."""
+    with xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None, decode_cf=False) as dataset:
+        window = {d: target.window(d, size) for d, size in zip(array.dimension_names or (), array.shape, strict=False)}
+        raw = restore_dtypes(dataset.variables[name], str(name)).isel(window).load()
+    return raw, _decode(name, raw, cftime=variable.dtype == object)
+
+
+def _decode(name: Hashable, variable: xr.Variable, *, cftime: bool) -> xr.Variable:
+    if cftime and " since " in str(variable.attrs.get("units")):
+        times = xr.coders.CFDatetimeCoder(use_cftime=True)
+        return xr.conventions.decode_cf_variable(name, variable, decode_times=times)
+    return xr.conventions.decode_cf_variable(name, variable)
+
+
+def _check_values(where: str, name: Hashable, given: xr.Variable, back: tuple[xr.Variable, xr.Variable]) -> None:
+    raw, found = back
+    expected = _decode(name, given, cftime=given.dtype == object)
+    if expected.dtype.kind == found.dtype.kind == "f":
+        scale = abs(float(raw.attrs.get("scale_factor", 0)))  # packed values are rounded to it
+        relative = float(np.finfo(raw.dtype).eps) if raw.dtype.kind == "f" and not scale else 1e-6 if scale else 0.0
+        agree: Any = np.isclose(found.values, expected.values, rtol=relative, atol=0.5 * scale, equal_nan=True)
+    else:
+        agree = expected.equals(found)  # type: ignore[no-untyped-call]
+    if not np.all(agree):
+        text = repr if expected.dtype == object else str  # that of a cftime object has its calendar
+        wrong = ~np.broadcast_to(agree, expected.shape)
+        pairs = zip(expected.values[wrong], found.values[wrong], strict=True)
+        told = ((text(value), text(stored)) for value, stored in pairs)
+        value, other = next((pair for pair in told if pair[0] != pair[1]), (f"{expected.dtype}", f"{found.dtype}"))
+        raise InvalidInputError(
+            f"{where} cannot be written into the stored array, which is {raw.dtype} with"
+            f" {_encoding_of(raw) or 'no encoding'}: {value} would be stored as {other}",
+            ErrorKind.INVALID_DATASET,
+        )
+
+
+def _encoding_of(raw: xr.Variable) -> str:
+    return ", ".join(f"{key} {raw.attrs[key]!r}" for key in cf.MEANING if key in raw.attrs)

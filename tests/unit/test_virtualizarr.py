@@ -30,7 +30,7 @@ from icelite.formats.parsed import FileInspection
 from icelite.repository import Repository
 from icelite.session import Session
 from icelite.types import SourceStamp
-from icelite.virtualizarr import arrays, sources, to_icelite, writer
+from icelite.virtualizarr import arrays, sources, to_icelite, writing
 
 manifests = pytest.importorskip("virtualizarr.manifests")
 create_v3_array_metadata = pytest.importorskip("virtualizarr.manifests.utils").create_v3_array_metadata
@@ -778,7 +778,7 @@ class TestRegion:
     def test_a_missing_chunk_becomes_missing(
         self, repo: Repository, tmp_path: Path, committed: bool, looked_up: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(writer, "_LOOKED_UP", looked_up)
+        monkeypatch.setattr(writing, "_LOOKED_UP", looked_up)
         session = repo.writable_session("main")
         to_icelite(series(tmp_path / "a", 0, 7, fill_value=-1), session.store)
         if committed:
@@ -1118,7 +1118,7 @@ class TestPacking:
         session = Repository.create(tmp_path / "catalog.icelite").writable_session("main")
         variable = virtual(file, ("x",), np.zeros(3, "i2"), attrs=untyped(PACKINGS["scale"]))
         before = SourceStamp(size=file.stat().st_size, modified_at=1)
-        found = sources.Sources(session.access, True, None, stamps={file.as_uri(): before})
+        found = sources.StampedSources(session.access, True, None, stamps={file.as_uri(): before})
         assert found.find_packing_dtypes("v", variable, [file.as_uri()], renamed=True) is None
         assert "changed since it was referenced" in found.unread[file.as_uri()]
 
