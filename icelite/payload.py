@@ -17,7 +17,7 @@ from icelite.catalog.settings import list_containers
 from icelite.change_set import StagedRef
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.objects import TRAILER_BYTES, NoObjects, Objects, check_trailer, virtual_location
-from icelite.types import ChunkRef, ChunkType, Location, SourceStamp
+from icelite.types import ChunkRef, ChunkType, InlineChunk, Location, SourceStamp
 from icelite.virtual import Source, VirtualAccess
 
 _K = TypeVar("_K")
@@ -97,7 +97,7 @@ class Payloads:
 
     def _inline(self, ref: ChunkRef, chunk: str, window: Window | None) -> bytes:
         if window is None or window == (0, ref.length):
-            data = lookup_payload(self._catalog, ref.offset, chunk)
+            data = ref.data if isinstance(ref, InlineChunk) else lookup_payload(self._catalog, ref.offset, chunk)
             if len(data) != ref.length:
                 raise damaged(f"chunk {chunk}", f"{len(data)} bytes, and its reference says {ref.length}")
             return data

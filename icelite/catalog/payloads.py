@@ -46,7 +46,7 @@ def lookup_payload(catalog: Catalog, payload_id: int, chunk: str) -> bytes:
         ``corrupt`` when the row is missing or its bytes are not those that were written.
     """
     row = catalog.row(SELECT_PAYLOAD, (payload_id,))
-    return _checked(catalog, row, payload_id, chunk)
+    return check_payload(catalog, row, payload_id, chunk)
 
 
 def lookup_payloads(catalog: Catalog, chunks: Mapping[int, str]) -> dict[int, bytes]:
@@ -60,10 +60,17 @@ def lookup_payloads(catalog: Catalog, chunks: Mapping[int, str]) -> dict[int, by
     with catalog.read() as txn:
         ids = "[" + ",".join(map(str, chunks)) + "]"
         rows = {payload_id: row for payload_id, *row in txn.rows(SELECT_PAYLOADS, (ids,))}
-    return {i: _checked(catalog, rows.get(i), i, chunk) for i, chunk in chunks.items()}
+    return {i: check_payload(catalog, rows.get(i), i, chunk) for i, chunk in chunks.items()}
 
 
-def _checked(catalog: Catalog, row: Sequence[Any] | None, payload_id: int, chunk: str) -> bytes:
+def check_payload(catalog: Catalog, row: Sequence[Any] | None, payload_id: int, chunk: str) -> bytes:
+    """The bytes in a row of data and CRC.
+
+    Raises
+    ------
+    FormatError
+        As `lookup_payload`.
+    """
     if row is None:
         raise FormatError(
             f"{catalog.storage.name}: the payload {payload_id} of chunk {chunk} is missing", ErrorKind.CORRUPT

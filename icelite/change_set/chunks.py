@@ -68,8 +68,11 @@ class ChunkChanges:
             staging.clear(txn)
         self._forget_staged()
 
-    def find_chunk(self, node_id: int, chunk: str) -> bytes | StagedRef | ChunkRef | None:
-        """Where a chunk is: bytes not yet written, an uncommitted reference, one of the snapshot, or nowhere."""
+    def find_chunk(self, node_id: int, chunk: str, *, whole: bool = False) -> bytes | StagedRef | ChunkRef | None:
+        """Where a chunk is: bytes not yet written, an uncommitted reference, one of the snapshot, or nowhere.
+
+        ``whole`` as for `icelite.catalog.chunks.find_chunk`.
+        """
         data = self._pending.get((node_id, chunk))
         if data is not None:
             return data
@@ -79,7 +82,7 @@ class ChunkChanges:
                 return self._staged_ref(*row)
         if node_id < 0:
             return None
-        found = chunk_table.find_chunk(self.catalog, self.view, node_id, chunk)
+        found = chunk_table.find_chunk(self.catalog, self.view, node_id, chunk, whole=whole)
         self._check_kept()
         return found
 

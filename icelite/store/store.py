@@ -159,7 +159,7 @@ class IceliteStore(VirtualReferences, Store):
         """The value under a key, or the part of it in ``byte_range``; None where there is none."""
         self._is_open = True
         prototype = prototype or default_buffer_prototype()
-        found = self._find(key)
+        found = self._find(key, whole=byte_range is None)
         if found is None or isinstance(found, bytes):
             return None if found is None else _buffer(prototype, _slice(found, byte_range))
         ref, chunk, expansion = found
@@ -182,7 +182,7 @@ class IceliteStore(VirtualReferences, Store):
 
     def _look(self, key: str, byte_range: ByteRequest | None) -> bytes | Awaited | None:
         """What is asked for under a key where it is at hand, else the reference and the window of it to be awaited."""
-        found = self._find(key)
+        found = self._find(key, whole=byte_range is None)
         if found is None or isinstance(found, bytes):
             return None if found is None else _slice(found, byte_range)
         ref, chunk, expansion = found
@@ -192,7 +192,7 @@ class IceliteStore(VirtualReferences, Store):
             return ref, chunk, window, expansion
         return data if expansion is None else _checked(expansion, data, chunk, window)
 
-    def _find(self, key: str) -> bytes | tuple[Ref, str, Expansion | None] | None:
+    def _find(self, key: str, *, whole: bool = False) -> bytes | tuple[Ref, str, Expansion | None] | None:
         """The bytes under a key where they are at hand, else the reference to them, its name, and what they may be."""
         changes = self._session.changes
         place = listing.find_recent_key(changes, key)
@@ -205,7 +205,7 @@ class IceliteStore(VirtualReferences, Store):
             place = None if key.rpartition("/")[2] == CONSOLIDATED else listing.find_chunk_key(changes, key)
         if place is None:
             return None
-        found = changes.find_chunk(place[0].node.node_id, place[2])
+        found = changes.find_chunk(place[0].node.node_id, place[2], whole=whole)
         return found if found is None or isinstance(found, bytes) else (found, key, place[0].expansion)
 
     async def get_partial_values(

@@ -7,6 +7,7 @@ from icelite.types.administration import FeatureFlag, RepoAvailability, RepoStat
 from icelite.types.chunks import (
     ChunkRef,
     ChunkType,
+    InlineChunk,
     Location,
     SourceStamp,
     VirtualChunkSpec,
@@ -54,6 +55,7 @@ __all__ = [
     "FeatureFlag",
     "FileChange",
     "GCSummary",
+    "InlineChunk",
     "Location",
     "Node",
     "NodeChange",

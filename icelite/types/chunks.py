@@ -71,6 +71,13 @@ class ChunkRef:
 
 
 @dataclass(frozen=True, slots=True)
+class InlineChunk(ChunkRef):
+    """An inline chunk whose bytes came with its reference, checked against their CRC."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class VirtualChunkSpec:
     """One reference for `IceliteStore.set_virtual_refs`, as Icechunk's class of the same name.
 

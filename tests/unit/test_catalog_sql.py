@@ -70,6 +70,7 @@ ON_A_COPY = {"bundling"}
 # Every one of these runs for each chunk, each node, each location or each commit.
 HOT = {
     "chunks.SELECT_CHUNK": "chunk_ref USING PRIMARY KEY (node_id=? AND chunk=? AND seq<?)",
+    "chunks.SELECT_WHOLE_CHUNK": "r USING PRIMARY KEY (node_id=? AND chunk=? AND seq<?)",
     "chunks.SELECT_CHUNK_VERSIONS": "chunk_ref USING PRIMARY KEY (node_id=? AND chunk=? AND seq<?)",
     "chunks.SCAN_CHUNKS": "r USING PRIMARY KEY (node_id=? AND chunk>?)",
     "chunks.SELECT_STORED_BYTES": "r USING PRIMARY KEY (node_id=? AND chunk>?)",
