@@ -92,7 +92,11 @@ def test_known_files_are_not_read_again(site: Site, tmp_path: Path) -> None:
 # ---- what servers do
 
 
-@pytest.mark.parametrize("validators", [set(), {"ETag"}, {"Last-Modified"}, {"ETag", "Last-Modified"}], ids=lambda names: "+".join(sorted(names)))
+@pytest.mark.parametrize(
+    "validators",
+    [set(), {"ETag"}, {"Last-Modified"}, {"ETag", "Last-Modified"}],
+    ids=lambda names: "+".join(sorted(names)),
+)
 def test_servers_need_not_say_how_old_a_file_is(site: Site, tmp_path: Path, validators: set[str]) -> None:
     expected = day(site.folder / "f.nc")
     site.validators = validators
