@@ -65,6 +65,7 @@ class ChangeSet(ChunkChanges, NodeChanges):
     def discard(self) -> None:
         """Forget every uncommitted change."""
         with self.lock:
+            self.writes += 1
             self._discard_chunks()
             self._discard_nodes()
 
@@ -85,7 +86,7 @@ class ChangeSet(ChunkChanges, NodeChanges):
         for node_id in self.changed_nodes():
             if node_id in node_ids:
                 known = edits.nodes.get(node_id) or NodeEdit("", True)  # the other side knows its path
-                edits.nodes[node_id] = replace(known, chunks=frozenset(self._changed_names(node_id)))
+                edits.nodes[node_id] = replace(known, chunks=frozenset(self.changed_names(node_id)))
         return edits
 
     def checkpoint(self) -> Callable[[], None]:
@@ -132,6 +133,7 @@ class ChangeSet(ChunkChanges, NodeChanges):
             for node_id, rows in state["refs"].items():
                 chunks, location_ids, offsets, lengths = zip(*rows, strict=True)
                 self.set_refs(node_id, chunks, location_ids, offsets, lengths, txn)
+        self.writes = 0
 
     def write_to(self, txn: Transaction, view: View) -> None:
         """Copy everything into the catalog as changes of the new snapshot ``view``.

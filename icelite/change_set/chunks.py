@@ -45,9 +45,11 @@ class ChunkChanges:
     catalog: Catalog
     view: View
     lock: threading.RLock
+    writes: int
 
     def __init__(self, native: Native) -> None:
         self.native = native
+        self.writes = 0  # how often something was changed since it was made, or loaded
         self._forget_staged()
 
     def _check_kept(self) -> None:
@@ -119,6 +121,7 @@ class ChunkChanges:
         if not self.native.takes(len(data)):
             check_size(len(data), chunk)
         with self.lock:
+            self.writes += 1
             self._pending_bytes += len(data) - len(self._pending.get((node_id, chunk), b""))
             self._pending[node_id, chunk] = data
             if self._pending_bytes > PENDING_BYTES:
@@ -185,6 +188,7 @@ class ChunkChanges:
         txn: Transaction,
     ) -> None:
         """Stage references, as aligned columns; the ids come from `intern`."""
+        self.writes += 1
         ids = location_ids.tolist() if isinstance(location_ids, np.ndarray) else location_ids
         staging.put_refs(txn, node_id, chunks, ids, _as_list(offsets), _as_list(lengths))
         # whatever else is staged of an array drops its tally; what replaces rows makes it disagree with their number
@@ -211,6 +215,7 @@ class ChunkChanges:
 
     def delete_chunks(self, node_id: int, chunks: Sequence[str]) -> None:
         """Delete chunks; those that are not there stay so."""
+        self.writes += 1
         self._tallies.pop(node_id, None)
         with self.lock, self.catalog.stage() as txn:
             for chunk in chunks:
@@ -363,9 +368,10 @@ class ChunkChanges:
             return staging.list_changed_nodes(txn)
 
     def _changed_chunks(self, node_id: int) -> list[list[int]]:
-        return sorted(map(chunk_position, self._changed_names(node_id)))
+        return sorted(map(chunk_position, self.changed_names(node_id)))
 
-    def _changed_names(self, node_id: int) -> set[str]:
+    def changed_names(self, node_id: int) -> set[str]:
+        """The chunks of an array that the session wrote or deleted."""
         names = {chunk for n, chunk in self._pending if n == node_id}
         if node_id in self._with_refs:
             with self.catalog.read() as txn:

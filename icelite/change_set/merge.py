@@ -1,57 +1,119 @@
 """Taking over the changes of a fork: a change set that began from the same state and was written elsewhere.
 
 Metadata is merged by three: what the fork began with, what it made of it, and what is here now. Chunks are not
-compared: the fork merged last wins. Everything is checked before anything is changed.
+compared: the fork merged last wins. But where both sides made one array longer, each wrote its own rows to the same
+place: that is an error, unless the caller lets the fork's rows follow those that are here. Everything is checked before
+anything is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from icelite.catalog import staging
 from icelite.catalog.locations import INLINE
+from icelite.change_set.appends import Append, find_append
 from icelite.change_set.change_set import ChangeSet
+from icelite.conflicts import VersionSelection
 from icelite.errors import ErrorKind, SessionStateError
-from icelite.types import Node
+from icelite.metadata import array_info
+from icelite.types import Node, chunk_name, chunk_position
 
 Documents = Mapping[str, str]
 
 
-def absorb(ours: ChangeSet, fork: ChangeSet) -> None:
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """What a fork's changes come to here.
+
+    Attributes
+    ----------
+    nodes
+        Path to the documents that a node gets, None for a deletion.
+    appends
+        Path of the arrays whose chunks move behind those that are here.
+    """
+
+    nodes: dict[str, Documents | None]
+    appends: dict[str, Append]
+
+
+def absorb(
+    ours: ChangeSet,
+    fork: ChangeSet,
+    *,
+    shared: Set[str] = frozenset(),
+    tangled: Set[str] = frozenset(),
+    on_append: VersionSelection = VersionSelection.Fail,
+) -> None:
     """Add a fork's changes to ours.
+
+    Parameters
+    ----------
+    shared
+        Paths of the arrays that became longer here by what the fork has too: a copy of it was merged before.
+    tangled
+        Those where only a part of what made them longer is the same: its rows would come twice.
+    on_append
+        `VersionSelection.UseOurs`: where both made an array longer, the fork's rows follow those that are here.
 
     Raises
     ------
     SessionStateError
-        ``merge-failed`` when both changed the metadata of one node differently, or one deleted what the other
-        changed; nothing was taken over.
+        ``merge-failed`` when both changed the metadata of one node differently, one deleted what the other changed,
+        or both made one array longer; nothing was taken over.
     """
     with ours.lock, fork.lock:
         fork.flush_payloads()
-        wanted = _wanted_nodes(ours, fork)
+        merge = _plan(ours, fork, shared, tangled, on_append)
         paths = {node.node_id: node.path for node in fork.list_nodes("")}
         changed = {paths[node_id]: node_id for node_id in fork.changed_nodes() if node_id in paths}
         for path in changed:
-            if wanted.get(path, _documents(_node(ours, path))) is None:
+            if merge.nodes.get(path, _documents(_node(ours, path))) is None:
                 raise _failed(path, "the fork wrote chunks of an array that is deleted here")
-        _take_nodes(ours, wanted)
+        _take_nodes(ours, merge.nodes)
         for path, node_id in changed.items():
-            _take_refs(ours, fork, path, node_id)
+            _take_refs(ours, fork, path, node_id, merge.appends.get(path))
 
 
-def _wanted_nodes(ours: ChangeSet, fork: ChangeSet) -> dict[str, Documents | None]:
-    """The nodes that have to change here: path to their documents, None for a deletion."""
-    wanted: dict[str, Documents | None] = {}
+def longer(changes: ChangeSet) -> dict[str, tuple[int, ...]]:
+    """The arrays that are longer than in the snapshot, along any dimension: path to their shape now."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path, before, after in changes.node_edits():
+        if _is_longer(before, after):
+            found[path] = _shape(after) or ()
+    return found
+
+
+def _plan(ours: ChangeSet, fork: ChangeSet, shared: Set[str], tangled: Set[str], on_append: VersionSelection) -> _Merge:
+    merge = _Merge({}, {})
     for path, before, after in fork.node_edits():
         here = _node(ours, path)
+        if path not in shared and _is_longer(before, after) and _is_longer(before, here):
+            may_follow = on_append == VersionSelection.UseOurs and path not in tangled
+            append = _append(fork, before, here, after) if may_follow else None
+            if append is None:
+                raise _both_longer(path, on_append)
+            merge.nodes[path], merge.appends[path] = append.documents, append
+            continue
         if _documents(after) == _documents(here):
             continue
         if _documents(before) != _documents(here):
             raise _failed(path, "both sides changed its metadata, differently")
         if after is None and here is not None and here.node_id in ours.changed_nodes():
             raise _failed(path, "the fork deleted an array whose chunks were changed here")
-        wanted[path] = _documents(after)
-    return wanted
+        merge.nodes[path] = _documents(after)
+    return merge
+
+
+def _append(fork: ChangeSet, before: Node | None, here: Node | None, after: Node | None) -> Append | None:
+    """The fork's append behind what is here; None where one side did something else."""
+    if before is None or here is None or after is None:
+        return None
+    if not before.node_id == here.node_id == after.node_id:  # made anew
+        return None
+    return find_append(before, here, after, fork.changed_names(after.node_id), None)
 
 
 def _take_nodes(ours: ChangeSet, wanted: Mapping[str, Documents | None]) -> None:
@@ -63,7 +125,7 @@ def _take_nodes(ours: ChangeSet, wanted: Mapping[str, Documents | None]) -> None
             ours.set_document(path, name, text)
 
 
-def _take_refs(ours: ChangeSet, fork: ChangeSet, path: str, fork_id: int) -> None:
+def _take_refs(ours: ChangeSet, fork: ChangeSet, path: str, fork_id: int, append: Append | None) -> None:
     entry, _ = ours.lookup_array(path)
     with fork.catalog.read() as txn:
         rows = staging.list_refs(txn, fork_id)
@@ -76,8 +138,17 @@ def _take_refs(ours: ChangeSet, fork: ChangeSet, path: str, fork_id: int) -> Non
     if kept:
         chunks, location_ids, offsets, lengths = zip(*kept, strict=True)
         with ours.catalog.stage() as txn:
-            ours.set_refs(entry.node.node_id, chunks, location_ids, offsets, lengths, txn)
-    ours.delete_chunks(entry.node.node_id, [row[0] for row in rows if row[1] is None])
+            ours.set_refs(entry.node.node_id, _moved(chunks, append), location_ids, offsets, lengths, txn)
+    ours.delete_chunks(entry.node.node_id, _moved([row[0] for row in rows if row[1] is None], append))
+
+
+def _moved(chunks: Sequence[str], append: Append | None) -> Sequence[str]:
+    if append is None:
+        return chunks
+    positions = [chunk_position(chunk) for chunk in chunks]
+    for position in positions:
+        position[append.axis] += append.chunks
+    return list(map(chunk_name, positions))
 
 
 def _node(changes: ChangeSet, path: str) -> Node | None:
@@ -87,6 +158,29 @@ def _node(changes: ChangeSet, path: str) -> Node | None:
 
 def _documents(node: Node | None) -> Documents | None:
     return None if node is None else node.documents
+
+
+def _shape(node: Node | None) -> tuple[int, ...] | None:
+    info = None if node is None else array_info(node.path, node.documents)
+    return None if info is None else tuple(info.shape)
+
+
+def _is_longer(before: Node | None, after: Node | None) -> bool:
+    old, new = _shape(before), _shape(after)
+    return old is not None and new is not None and len(old) == len(new) and any(map(int.__lt__, old, new))
+
+
+def _both_longer(path: str, on_append: VersionSelection) -> SessionStateError:
+    if on_append == VersionSelection.UseOurs:
+        why = (
+            "an append can follow another only along the same dimension, by whole chunks, and with nothing else changed"
+        )
+        return _failed(path, f"both sides made it longer, but {why}: make it long enough before fork()")
+    return _failed(
+        path,
+        "both sides made it longer, so one's rows would take the place of the other's: make it long enough before"
+        " fork(), or let them follow each other with on_append=VersionSelection.UseOurs",
+    )
 
 
 def _failed(path: str, why: str) -> SessionStateError:

@@ -82,6 +82,8 @@ if hasattr(os, "register_at_fork"):
 class NodeChanges(ABC):
     """The nodes of one snapshot plus uncommitted changes."""
 
+    writes: int
+
     def __init__(self, catalog: Catalog, view: View) -> None:
         self.catalog = catalog
         self.view = view
@@ -241,6 +243,7 @@ class NodeChanges(ABC):
         return changed
 
     def _put_node(self, node: Node, *info: ArrayInfo | None) -> None:
+        self.writes += 1
         staged = self._nodes.get(node.path)
         if staged is None:
             found = self._find_base(node.path)
@@ -284,6 +287,7 @@ class NodeChanges(ABC):
                 self._drop_node(node)
 
     def _drop_node(self, node: Node) -> None:
+        self.writes += 1
         self._forget_chunks(node.node_id)
         staged = self._nodes.get(node.path)
         base = node if staged is None else staged.base

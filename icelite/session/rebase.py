@@ -13,6 +13,7 @@ from icelite.catalog import nodes, snapshots
 from icelite.catalog.changes import list_changes, list_seqs_since
 from icelite.catalog.database import Transaction
 from icelite.change_set import ChangeSet
+from icelite.change_set.appends import Append, find_append
 from icelite.conflicts import (
     Conflict,
     ConflictSolver,
@@ -26,7 +27,6 @@ from icelite.conflicts import (
 )
 from icelite.errors import ConflictError, ErrorKind, RebaseFailedError
 from icelite.metadata import array_info, dimension_sizes
-from icelite.session.appends import Append, find_append
 from icelite.types import Node, NodeChange, View, chunk_name
 
 SHOWN = 5  # conflicts that an error message lists

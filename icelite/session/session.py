@@ -7,18 +7,21 @@ and commits only if the tip is still there. After a commit it is read-only at th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from icelite.catalog.database import Catalog
 from icelite.catalog.locations import has_remote_locations
 from icelite.change_set import ChangeSet, Native
 from icelite.config import RepositoryConfig
+from icelite.conflicts import VersionSelection
 from icelite.errors import ErrorKind, ReadOnlyError, SessionStateError
 from icelite.objects import NoObjects, Objects
 from icelite.payload import Payloads
 from icelite.session.asynchronous import AsynchronousSession, in_thread
 from icelite.session.commits import Base
-from icelite.session.fork import fork_base, merge_forks, new_identity
+from icelite.session.fork import Merged, fork_base, merge_forks, new_identity, root_of
 from icelite.storage import StorageConfig
 from icelite.store import IceliteStore
 from icelite.types import Diff, SessionMode
@@ -32,7 +35,7 @@ class Session(AsynchronousSession):
     share one. A read-only session pickles (its copy opens the file again); of a writable one `fork` does.
     """
 
-    origins: tuple[str, ...] = ()  # identities of the sessions that this one is a fork of
+    origins: Mapping[str, str] = MappingProxyType({})  # identities of the sessions that it is a fork of: snapshot then
 
     def __init__(
         self,
@@ -48,7 +51,9 @@ class Session(AsynchronousSession):
         commit_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.identity = new_identity()
-        self.merged: set[str] = set()  # identities of the forks merged so far
+        self.merged = Merged()
+        self.fork_base: tuple[Base, int, Base] | None = None  # of which base and state of the changes; for their forks
+        self._root: tuple[str, str] | None = None
         self._rearrange = rearrange
         self.config = config
         self.access = access
@@ -65,6 +70,7 @@ class Session(AsynchronousSession):
         native = Native(self.objects, config.inline_chunk_threshold_bytes, config.object_target_bytes)
         self.changes = ChangeSet(self._catalog, self._base.view, native)
         self.payloads = Payloads(self._catalog, self.access, self.objects)
+        self.merged.grown = {}
         self._stored_remote: bool | None = None
         self._local_locations = 0
 
@@ -84,6 +90,18 @@ class Session(AsynchronousSession):
     def branch(self) -> str | None:
         """The branch it commits to; None for a read-only session."""
         return self._branch if self._writable else None
+
+    @property
+    def root(self) -> tuple[str, str]:
+        """What tells its repository from every other."""
+        if self._root is None:
+            self._root = root_of(self)
+        return self._root
+
+    @property
+    def root_branch(self) -> str | None:
+        """The branch that its changes are for, also by way of the sessions that it is a fork of."""
+        return self._branch
 
     @property
     def read_only(self) -> bool:
@@ -158,6 +176,7 @@ class Session(AsynchronousSession):
         if not self._rearrange:
             self.check_writable()
         self.changes.discard()
+        self.merged.grown = {}
 
     def resume(self) -> None:
         """Become writable again on the snapshot that was just committed."""
@@ -193,20 +212,32 @@ class Session(AsynchronousSession):
             config=self.config,
             access=self.access,
             objects=self.objects,
-            origins=(*self.origins, self.identity),
+            origins={**self.origins, self.identity: self.snapshot_id},
+            root_branch=self.root_branch,
+            root=self.root,
         )
 
-    def merge(self, *forks: ForkSession) -> None:
-        """Take over the changes of forks of this session; of two that wrote the same chunk the later one wins.
+    def merge(self, *forks: ForkSession, on_append: VersionSelection = VersionSelection.Fail) -> None:
+        """Take over the changes of forks; of two that wrote the same chunk the later one wins.
+
+        A fork of this session may come, a copy of it that was written elsewhere, and a fork of another session that
+        began at the same snapshot of the same branch, also of a process that has ended.
+
+        Parameters
+        ----------
+        on_append
+            Where several made one array longer: by default an error; with `VersionSelection.UseOurs` each follows
+            those merged before it, where all begin at the edge of a chunk.
 
         Raises
         ------
         SessionStateError, ReadOnlyError
-            ``merge-not-allowed`` for what is not a fork of this session; ``merge-failed`` where both sides changed
-            metadata differently, or for a fork merged before; ``read-only-session``.
+            ``merge-not-allowed`` for a fork of another repository, branch or snapshot; ``merge-failed`` where both
+            sides changed metadata differently or made one array longer, or for a fork merged before;
+            ``read-only-session``.
         """
         self.check_writable()
-        merge_forks(self, forks)
+        merge_forks(self, forks, on_append)
 
     merge_async = in_thread(merge)
 
@@ -272,14 +303,28 @@ class ForkSession(Session):
         config: RepositoryConfig,
         access: VirtualAccess,
         objects: Objects | NoObjects,
-        origins: tuple[str, ...],
+        origins: Mapping[str, str],
+        root_branch: str | None,
+        root: tuple[str, str],
     ) -> None:
         super().__init__(catalog, base, config=config, access=access, objects=objects, branch=None, writable=True)
-        self.origins = origins
+        self.origins = dict(origins)
+        self._root_branch = root_branch
+        self._root = root
+
+    @property
+    def root_branch(self) -> str | None:
+        """The branch of the session that it is a fork of."""
+        return self._root_branch
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: self.__dict__[name] for name in ("config", "access", "objects", "origins", "identity", "merged")}
-        return {**kept, "storage": self._catalog.storage, "base": self._base, "changes": self.changes.dump()}
+        names = ("config", "access", "objects", "origins", "identity", "_root_branch", "_root")
+        kept = {name: self.__dict__[name] for name in names}
+        with self.changes.lock:
+            changes = self.changes.dump()
+            self.merged.freeze(self.changes)
+            merged = replace(self.merged, own=new_identity())
+        return {**kept, "merged": merged, "storage": self._catalog.storage, "base": self._base, "changes": changes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         config: RepositoryConfig = state["config"]
@@ -292,6 +337,8 @@ class ForkSession(Session):
             access=state["access"],
             objects=state["objects"],
             origins=state["origins"],
+            root_branch=state["_root_branch"],
+            root=state["_root"],
         )
-        self.identity, self.merged = state["identity"], state["merged"]
+        self.identity, self.merged = state["identity"], replace(state["merged"], own=new_identity())
         self.changes.load(state["changes"])
