@@ -28,6 +28,14 @@ settings.register_profile("icelite", deadline=None, suppress_health_check=[Healt
 settings.load_profile("icelite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what only a campaign runs."""
+    if not os.environ.get("ICELITE_CAMPAIGN"):
+        for item in items:
+            if item.get_closest_marker("campaign"):
+                item.add_marker(pytest.mark.skip(reason="part of a campaign: set ICELITE_CAMPAIGN=1"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's cache directory out of it, in this process and in those that tests start."""

@@ -742,7 +742,7 @@ EVERY = 24  # of the forgeries is in the run that is always made
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if number % EVERY == 0 else pytest.mark.slow)
+        pytest.param(name, marks=() if number % EVERY == 0 else pytest.mark.campaign)
         for number, name in enumerate(sorted(FORGERIES))
     ],
 )

@@ -178,7 +178,7 @@ def test_a_value_that_the_schema_forbids_is_at_most_an_error(
     ask_forged(site, tmp_path / "x.icelite", table, column, value)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(("table", "column", "value"), sorted({*FORGED} - {*SOME}))
 def test_any_value_that_the_schema_forbids_is_at_most_an_error(
     site: Site, tmp_path: Path, table: str, column: str, value: str
