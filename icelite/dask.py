@@ -57,6 +57,7 @@ Span = tuple[int, int]  # first element and the one after the last, along one di
 Region = tuple[slice, ...] | None
 
 
+@heard_interrupts()
 def store_dask(
     *,
     sources: Sequence[Array],
@@ -103,7 +104,7 @@ def store_dask(
     workshop = delayed(Workshop(token, pickle.dumps(fork)), pure=True)
     written = [_delay(workshop, plan, f"icelite-{token}-{number}") for number, plan in enumerate(plans)]
     try:
-        with heard_interrupts(), _stoppable(store_kwargs) as options:
+        with _stoppable(store_kwargs) as options:
             results: tuple[list[_Written], ...] = compute(*written, **options)  # type: ignore[no-untyped-call]
     finally:
         with _lock:

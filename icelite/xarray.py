@@ -228,6 +228,7 @@ class IceliteBackendEntrypoint(ZarrBackendEntrypoint):
         return datatree_from_dict_with_io_cleanup(datasets)
 
 
+@heard_interrupts()
 def to_icelite(
     obj: xr.DataArray | xr.Dataset,
     session: Session,
@@ -297,8 +298,7 @@ def to_icelite(
     dataset = writable._validate_and_autodetect_region(dataset)
     writable._validate_encoding(dict(encoding or {}))
     writer = ArrayWriter()  # type: ignore[no-untyped-call]
-    with heard_interrupts():
-        dump_to_store(dataset, writable, writer, encoding=dict(encoding or {}))  # type: ignore[no-untyped-call]
+    dump_to_store(dataset, writable, writer, encoding=dict(encoding or {}))  # type: ignore[no-untyped-call]
     if writer.sources:
         from icelite.dask import store_dask
 

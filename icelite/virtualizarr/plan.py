@@ -271,7 +271,7 @@ def _group_attributes(path: str, dataset: xr.Dataset, stored: StoredGroup) -> di
     names = f"{stored.attributes.get('coordinates', '')} {new.get('coordinates', '')}".split()
     for name in map(str, dataset.coords):
         if " " in name:
-            warnings.warn(f"coordinate {name!r} has a space in its name: it will be read as data", stacklevel=5)
+            warnings.warn(f"coordinate {name!r} has a space in its name: it will be read as data", stacklevel=6)
         elif name not in dataset.dims:
             names.append(name)
     listed = {"coordinates": " ".join(dict.fromkeys(names))} if names else {}

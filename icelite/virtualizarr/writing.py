@@ -59,6 +59,7 @@ class WriteSummary:
     unchecked: Mapping[str, str]
 
 
+@heard_interrupts()
 def to_icelite(
     vds: xr.Dataset | xr.DataTree,
     store: IceliteStore,
@@ -143,30 +144,27 @@ def to_icelite(
     """
     request = Request(mode, append_dim, region)
     _check_arguments(vds, store, group, request, last_updated_at, on_unreferenceable)
-    with heard_interrupts():
-        top = check_path(group or "")
-        if mode == "w" and top:
-            find_group(store, top.rpartition("/")[0])  # what is above stays, and must be groups
-        datasets = list(_datasets(vds, top, write_inherited_coords))
-        parsed = parsed_stamps(dataset for _, dataset in datasets)
-        sources = StampedSources(store.session.access, validate_containers, last_updated_at, parsed)
-        sources.note(dataset for _, dataset in datasets)
-        plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
-        copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
-        copier.run()
-        for array in (array for plan in plans for array in plan.virtual()):
-            sources.check_packing(array.path, array.references.urls)
-        for url, problem in sources.unread.items():
-            warnings.warn(
-                f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2
-            )
-        if mode == "w":
-            sync(store.delete_dir(top))
-        for plan in plans:
-            _write_group(store, plan, copier.copies, sources)
-        summary = _summarise(plans, copier)
-        copier.copies.close()
-        return summary
+    top = check_path(group or "")
+    if mode == "w" and top:
+        find_group(store, top.rpartition("/")[0])  # what is above stays, and must be groups
+    datasets = list(_datasets(vds, top, write_inherited_coords))
+    parsed = parsed_stamps(dataset for _, dataset in datasets)
+    sources = StampedSources(store.session.access, validate_containers, last_updated_at, parsed)
+    sources.note(dataset for _, dataset in datasets)
+    plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
+    copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
+    copier.run()
+    for array in (array for plan in plans for array in plan.virtual()):
+        sources.check_packing(array.path, array.references.urls)
+    for url, problem in sources.unread.items():
+        warnings.warn(f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2)
+    if mode == "w":
+        sync(store.delete_dir(top))
+    for plan in plans:
+        _write_group(store, plan, copier.copies, sources)
+    summary = _summarise(plans, copier)
+    copier.copies.close()
+    return summary
 
 
 @xr.register_dataset_accessor("icelite")  # type: ignore[no-untyped-call]

@@ -44,18 +44,18 @@ WORKER = """
     def virtualize(path, workers):
         icelite.virtualize(files, path, concat_dim="time", workers=workers)
 
+    session = icelite.Repository.create(folder / "one.icelite").writable_session("main")
+    array = zarr.create_array(session.store, name="g/a", shape=numbers.shape, chunks=(10, 50), dtype="f8")
+
     def write(path):
-        session = icelite.Repository.create(path).writable_session("main")
-        to_icelite(virtual, session.store)
+        to_icelite(virtual, session.store, group="virtual", mode="w")
 
     def store(path, **how):
-        session = icelite.Repository.create(path).writable_session("main")
-        array = zarr.create_array(session.store, name="a", shape=numbers.shape, chunks=(10, 50), dtype="f8")
         store_dask(sources=[numbers], targets=[array], **how)
 
     def save(path):
-        session = icelite.Repository.create(path).writable_session("main")
-        icelite.xarray.to_icelite(xarray.Dataset({"a": (("x", "y"), numbers)}), session)
+        dataset = xarray.Dataset({"a": (("x", "y"), numbers)})
+        icelite.xarray.to_icelite(dataset, session, group="native", mode="w")
 
     calls = {
         "one process": lambda path: virtualize(path, 1),

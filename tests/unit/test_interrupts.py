@@ -56,7 +56,24 @@ def interrupted_in_an_inner_block() -> None:
         interrupted_in_a_callback()
 
 
-@pytest.mark.parametrize("begin", [interrupted_in_a_callback, interrupted_twice, interrupted_in_an_inner_block])
+def interrupted_and_taken_for_an_error() -> None:
+    """As a library does that reports whatever a callback raises as an error of its own."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        with pytest.raises(OSError, match="callback"):
+            raise OSError("a callback failed") from error
+
+
+BEGINNINGS = [
+    interrupted_in_a_callback,
+    interrupted_twice,
+    interrupted_in_an_inner_block,
+    interrupted_and_taken_for_an_error,
+]
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS)
 def test_an_interrupt_that_a_callback_drops_is_raised_again(begin: Callable[[], None]) -> None:
     hook = sys.unraisablehook
 
@@ -68,6 +85,7 @@ def test_an_interrupt_that_a_callback_drops_is_raised_again(begin: Callable[[], 
     with pytest.raises(KeyboardInterrupt):
         call()
     assert sys.unraisablehook == hook
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_it_is_raised_at_the_end_of_short_work() -> None:
@@ -81,14 +99,17 @@ def test_interrupts_that_were_raised_are_left_alone() -> None:
     time.sleep(0.2)  # nothing comes later
 
 
-def test_the_work_s_own_error_goes_first() -> None:
+def test_an_error_after_an_interrupt_is_its_consequence() -> None:
+    """As h5py raises a SystemError where a callback of its own was interrupted."""
+
     def call() -> None:
         with heard_interrupts():
             interrupted_in_a_callback()
-            raise ValueError("mine")
+            raise SystemError("a callback returned with an exception set")
 
-    with pytest.raises(ValueError, match="mine"):
+    with pytest.raises(KeyboardInterrupt) as caught:
         call()
+    assert isinstance(caught.value.__cause__, SystemError)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -105,6 +126,30 @@ def test_other_errors_in_callbacks_are_reported_as_before(monkeypatch: pytest.Mo
         del thing
     assert reference() is None
     assert seen == [LookupError]
+
+
+def test_cleaning_up_is_not_interrupted_again() -> None:
+    cleaned: list[bool] = []
+
+    def call() -> None:
+        with heard_interrupts():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                time.sleep(1)
+                cleaned.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert cleaned == [True]
+
+
+def test_a_handler_of_the_caller_s_own_stays() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    with heard_interrupts():
+        signal.raise_signal(signal.SIGINT)
+    assert seen == [signal.SIGINT]
 
 
 def test_other_threads_change_nothing() -> None:
