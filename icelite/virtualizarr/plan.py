@@ -156,7 +156,8 @@ def _with_stored_times(
             continue
         if variable.dtype.kind in "MO" and str(bounds) not in stored:
             continue  # xarray writes both alike
-        numbers = cf.encode_times(read_times(variable, own, fetch_through(sources.access)), time)
+        times = read_times(variable, own, fetch_through(sources.access))
+        numbers = _encode_bounds(str(bounds), times, time)
         if str(bounds) in stored:
             dtype = stored[str(bounds)].data_type.to_native_dtype()
             numbers = numbers.astype(dtype) if (numbers.values.astype(dtype) == numbers.values).all() else numbers
@@ -173,6 +174,20 @@ def _with_stored_times(
         dataset = dataset.assign(changes).assign_coords(xr.Coordinates(coordinates, indexes={}))
         dataset.encoding = encoding
     return dataset
+
+
+def _encode_bounds(name: str, times: xr.Variable, time: cf.Time) -> xr.Variable:
+    """Bounds as numbers that count as the times beside them; refused where that would round them."""
+    numbers = cf.encode_times(times, time)
+    found, expected = cf.decode_times(numbers, time).values, times.values
+    rounded = (found != expected) & ~((found != found) & (expected != expected))  # NaT differs from itself
+    if rounded.any():
+        raise InvalidInputError(
+            f"variable {name!r} cannot be written beside times that are stored in {time[0]!r}: {expected[rounded][0]}"
+            f" would be stored as {found[rounded][0]}; write it to another group",
+            ErrorKind.INVALID_DATASET,
+        )
+    return numbers
 
 
 def _find_stored_time(name: Hashable, variable: xr.Variable, stored: Mapping[str, ArrayV3Metadata]) -> cf.Time | None:

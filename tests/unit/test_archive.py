@@ -215,6 +215,20 @@ def test_climatology_counts_as_its_times(write: Write, tmp_path: Path, how: str)
     np.testing.assert_array_equal(times.values, np.concatenate([part.values for part in wanted]))
 
 
+def test_bounds_that_would_be_rounded_are_refused(write: Write, tmp_path: Path) -> None:
+    first = write([28.5, 29.5, 30.5], units="days since 2000-02-02", bounds="bounds")
+    second = write([43_200], units="seconds since 2000-03-05", bounds="bounds")  # and three quarters of a second
+    virtualize(first, tmp_path / "c.icelite", concat_dim="time")
+    refused(
+        lambda: virtualize(second, tmp_path / "c.icelite", concat_dim="time"),
+        "'time_bnds'",
+        "would be stored as",
+        "days",
+    )
+    files = [first, second]
+    xr.testing.assert_equal(build(files, tmp_path / "d.icelite", "together"), model(files))
+
+
 def test_bounds_that_count_alike_stay_references(write: Write, tmp_path: Path) -> None:
     files = [write([n], bounds="bounds") for n in range(3)]
     summary = virtualize(files, tmp_path / "c.icelite", concat_dim="time")
