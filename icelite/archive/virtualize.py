@@ -7,8 +7,7 @@ on the way leaves the repository as it was, and a catalog that was made for the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 import xarray as xr
@@ -17,13 +16,13 @@ from icelite.archive.fit import COMPATS, Compat, Fitting
 from icelite.archive.ingestion import Ingestion, VirtualizeSummary
 from icelite.archive.inputs import Sources
 from icelite.archive.scan import Parsing
-from icelite.catalog.drafts import remove_unused
 from icelite.config import RepositoryConfig, VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential
-from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, RepositoryNotFoundError
+from icelite.errors import ErrorKind, InvalidInputError
 from icelite.interrupts import heard_interrupts
 from icelite.keys import check_path
 from icelite.repository import Repository
+from icelite.repository.opening import open_or_make
 from icelite.storage import StorageConfig, as_storage
 from icelite.types import Progress
 
@@ -151,7 +150,8 @@ def virtualize(
         with heard_interrupts():
             return ingestion.run(sources, repository, parsing)
     storage, access = as_storage(repository), authorize_virtual_chunk_access
-    with heard_interrupts(), open_or_create(storage, config, access, create=append is not True) as found:
+    config = _with_containers(config, access)
+    with heard_interrupts(), open_or_make(storage, config, access, create=append is not True) as found:
         return ingestion.run(sources, found, parsing)
 
 
@@ -170,47 +170,8 @@ def _fitting(concat_dim: str | None, compat: str, stack: Iterable[str] | None) -
     return Fitting(concat_dim, cast(Compat, compat), stacked)
 
 
-@contextmanager
-def open_or_create(
-    storage: StorageConfig, config: RepositoryConfig | None, access: Access | None, *, create: bool
-) -> Iterator[Repository]:
-    """The repository of a call, closed afterwards; one that was made for this is removed again after an error.
-
-    Parameters
-    ----------
-    access
-        Buckets and servers in it that ``config`` has no container for get one: who authorises them means to refer to
-        them.
-    create
-        Whether to make it where there is none.
-
-    Raises
-    ------
-    RepositoryNotFoundError, FormatError, StorageError
-        As `Repository.open` and `Repository.create`.
-    """
-    config = _with_containers(config, access)
-    made = False
-    try:
-        repository = Repository.open(storage, config, access)
-    except RepositoryNotFoundError:
-        if not create:
-            raise
-        try:
-            repository, made = Repository.create(storage, config, access), True
-        except AlreadyExistsError:  # another process was quicker
-            repository = Repository.open(storage, config, access)
-    try:
-        yield repository
-    except BaseException:
-        repository.close()
-        if made:
-            remove_unused(storage)
-        raise
-    repository.close()
-
-
 def _with_containers(config: RepositoryConfig | None, access: Access | None) -> RepositoryConfig | None:
+    """The configuration with a container for whatever the caller authorised: who does that means to refer to it."""
     declared = (config.virtual_chunk_containers if config is not None else None) or {}
     prefixes = [normalize_prefix(prefix) for prefix in access or {} if not prefix.startswith("file://")]
     missing = [prefix for prefix in prefixes if longest_covering(declared, prefix) is None]

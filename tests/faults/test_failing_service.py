@@ -8,20 +8,18 @@ error, and the same call succeeds once the service is well.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import zarr
+from forwarding import Forwarder, Recorder
 
 import icelite
 from icelite.errors import IceliteError
@@ -31,9 +29,10 @@ from icelite.storage import StorageConfig
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("no_aws_settings")]
 Amount = Callable[[int, int], int]
 COUNT = 8  # chunks
+REFUSALS = {"error": 500, "later": 503, "refused": 403}
 
 
-class BrokenService(ThreadingHTTPServer):
+class BrokenService(Recorder):
     """Forwards requests, and breaks the ``number``-th from now of one method, in one way.
 
     Attributes
@@ -43,13 +42,8 @@ class BrokenService(ThreadingHTTPServer):
         ``error`` (500), ``later`` (503), ``refused`` (403), ``html`` (200 with something else).
     """
 
-    daemon_threads = True
-
     def __init__(self, endpoint: str) -> None:
-        super().__init__(("127.0.0.1", 0), Forward)
-        self.behind = urlsplit(endpoint).netloc
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-        self.lock = threading.Lock()
+        super().__init__(endpoint, BreakingForwarder)
         self.heal()
 
     def heal(self) -> None:
@@ -58,18 +52,17 @@ class BrokenService(ThreadingHTTPServer):
     def break_(self, method: str, way: str, number: int, for_good: bool) -> None:
         with self.lock:
             self.method, self.way, self.number, self.for_good = method, way, number, for_good
-            self.count = self.broken = 0
+            self.seen = self.broken = 0
 
     def way_for(self, method: str) -> str:
         with self.lock:
-            self.count += method == self.method
-            hit = method == self.method and (self.count == self.number or (self.for_good and self.count > self.number))
+            self.seen += method == self.method
+            hit = method == self.method and (self.seen == self.number or (self.for_good and self.seen > self.number))
             self.broken += hit
             return self.way if hit else ""
 
 
-class Forward(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class BreakingForwarder(Forwarder):
     server: BrokenService
 
     def forward(self) -> None:
@@ -77,46 +70,30 @@ class Forward(BaseHTTPRequestHandler):
         way = self.server.way_for(self.command)
         if way == "drop":
             self.hang_up()
-            return
-        if way in ("error", "later", "refused"):
-            self.answer({"error": 500, "later": 503, "refused": 403}[way], {}, b"")
-            return
-        connection = http.client.HTTPConnection(self.server.behind, timeout=60)
-        try:
-            connection.request(self.command, self.path, body, dict(self.headers.items()))
-            answer = connection.getresponse()
-            data = answer.read()
-        finally:
-            connection.close()
-        if way == "lost":
-            self.hang_up()
-        elif way == "html":
-            self.answer(200, {}, b"<html>please log in</html>")
+        elif way in REFUSALS:
+            self.answer(REFUSALS[way], {}, b"")
         else:
-            self.answer(answer.status, dict(answer.getheaders()), data, short=way == "short")
+            self.answer_in(way, *self.ask(body))
 
-    def answer(self, status: int, headers: dict[str, str], data: bytes, *, short: bool = False) -> None:
-        self.send_response_only(status)
-        for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                self.send_header(name, value)
-        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(data))
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(data[: len(data) // 2] if short else data)
-        if short:
+    def answer_in(self, way: str, status: int, headers: dict[str, str], data: bytes) -> None:
+        """Hand on what the service answered, as far as the way lets it."""
+        if way == "html":
+            self.answer(200, {}, b"<html>please log in</html>")
+        elif way == "short":
+            self.send_response_only(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(data[: len(data) // 2])
+        elif way != "lost":
+            self.answer(status, headers, data)
+        if way in ("short", "lost"):
             self.hang_up()
 
     def hang_up(self) -> None:
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

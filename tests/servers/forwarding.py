@@ -22,8 +22,8 @@ class Recorder(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(("127.0.0.1", 0), Forwarder)
+    def __init__(self, endpoint: str, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Forwarder)
         self.behind = urlsplit(endpoint).netloc
         self.log: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
@@ -56,14 +56,17 @@ class Forwarder(BaseHTTPRequestHandler):
         if fails:
             self.answer(503, {}, b"")
             return
+        self.answer(*self.ask(body))
+
+    def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """What the service answers."""
         connection = http.client.HTTPConnection(self.server.behind, timeout=60)
         try:
             connection.request(self.command, self.path, body, dict(self.headers.items()))
             answer = connection.getresponse()
-            data = answer.read()
+            return answer.status, dict(answer.getheaders()), answer.read()
         finally:
             connection.close()
-        self.answer(answer.status, dict(answer.getheaders()), data)
 
     def answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self.send_response_only(status)
@@ -75,7 +78,10 @@ class Forwarder(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = forward
+    def do_GET(self) -> None:
+        self.forward()
+
+    do_PUT = do_HEAD = do_POST = do_DELETE = do_GET
 
     def log_message(self, *_: Any) -> None:
         pass
