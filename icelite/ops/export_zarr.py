@@ -22,6 +22,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from icelite import drafts
+from icelite.budget import MAX_SEGMENTS
 from icelite.errors import (
     AlreadyExistsError,
     ErrorKind,
@@ -163,7 +164,13 @@ def _checked(target: object) -> str:
         raise InvalidInputError(f"{shown(target)} is no path or URL to write to", ErrorKind.INVALID_PATH)
     if "://" in target and not target.startswith("file://"):
         return target
-    return str(Path(target.removeprefix("file://")).expanduser().absolute())
+    path = Path(target.removeprefix("file://")).expanduser().absolute()
+    if len(path.parts) > MAX_SEGMENTS:  # Python makes missing folders one inside the call for the next
+        raise InvalidInputError(
+            f"{shown(target)} has {len(path.parts)} folders inside each other, and at most {MAX_SEGMENTS} are made",
+            ErrorKind.INVALID_PATH,
+        )
+    return str(path)
 
 
 # -- targets -----------------------------------------------------------------------------------------------------

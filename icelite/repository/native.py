@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
+from icelite.budget import MAX_SEGMENTS
 from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting, save_setting
@@ -133,7 +134,9 @@ def _is_plain(text: str) -> bool:
     """Whether the names of folders mean what they say, also as parts of the URLs by which objects are read."""
     decoded = unquote(text)
     dots = {".", ".."}.isdisjoint
-    return "\0" not in decoded and "\\" not in decoded and (dots(decoded.split("/")) or not dots(text.split("/")))
+    if "\0" in decoded or "\\" in decoded or text.count("/") > MAX_SEGMENTS:
+        return False
+    return dots(decoded.split("/")) or not dots(text.split("/"))
 
 
 def own_folder(place: ObjectsFolder) -> ObjectsFolder:

@@ -266,3 +266,10 @@ def test_to_a_bucket(archive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "hush" not in str(caught.value)
     finally:
         server.stop()
+
+
+def test_a_target_inside_a_thousand_folders_is_refused(archive: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        archive.repository.export_zarr(tmp_path / "/".join("d" * 1_000))
+    assert caught.value.kind == "invalid-path"
+    assert not (tmp_path / "d").exists()
