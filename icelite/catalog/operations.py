@@ -19,7 +19,8 @@ from icelite.types import RepoStatus
 
 SELECT_LAST = "SELECT coalesce(max(id), 0) FROM operation"
 INSERT_OPERATION = "INSERT INTO operation (id, done_at, kind, detail) VALUES (?, ?, ?, ?)"
-SEAL_OPERATION = "INSERT INTO seal (id, operation) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET operation = ?2"
+SEAL_OPERATION = "INSERT INTO seal (id, operation) VALUES (?, ?)"
+SELECT_OPERATION = "SELECT id, done_at, kind, detail FROM operation WHERE id = ?"
 SELECT_OPERATIONS = "SELECT id, done_at, kind, detail FROM operation WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
 
 OPERATION = types(int, int, str, str)
@@ -43,13 +44,25 @@ def to_microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def log_operation(txn: Transaction, kind: str, detail: dict[str, Any], done_at: int | None = None) -> int:
-    """Append one operation; its id, greater than every one before."""
+def log_operation(
+    txn: Transaction, kind: str, detail: dict[str, Any], done_at: int | None = None, *, with_snapshot: bool = False
+) -> int:
+    """Append one operation; its id, greater than every one before.
+
+    One that comes ``with_snapshot`` is sealed with that, in the one row of `seal` that both have.
+    """
     last = txn.row(SELECT_LAST)
     row = (1 if last is None else last[0] + 1, now() if done_at is None else done_at, kind, json.dumps(detail))
     txn.run(INSERT_OPERATION, row)
-    txn.run(SEAL_OPERATION, (row[0], row_crc(*row)))
+    if not with_snapshot:
+        txn.run(SEAL_OPERATION, (row[0], row_crc(*row)))
     return row[0]
+
+
+def operation_crc(txn: Transaction, number: int) -> int | None:
+    """The checksum of an operation's row; None where there is none."""
+    row = txn.row(SELECT_OPERATION, (number,))
+    return None if row is None else row_crc(*row)
 
 
 def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[values.Update], int]:

@@ -13,7 +13,7 @@ from icelite.budget import MAX_SEGMENTS_OF_HISTORY, over_budget
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Row, Transaction
 from icelite.catalog.json_column import damaged, read_json_object
-from icelite.catalog.operations import to_datetime, to_microseconds
+from icelite.catalog.operations import operation_crc, to_datetime, to_microseconds
 from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_number, check_types, types
 from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError, shown
 from icelite.types import CROCKFORD, INITIAL_SNAPSHOT_ID, SnapshotInfo, View, is_snapshot_id, parse_snapshot_id
@@ -33,10 +33,10 @@ WITH RECURSIVE lineage (seg, bound) AS (
 SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage LIMIT 100001"
 LINEAGE_ROW = types(int, int)
 INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
-SEAL_SEGMENT = "INSERT INTO seal (id, segment) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET segment = ?2"
 INSERT_SNAPSHOT = """
 INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+SEAL_ALL = "INSERT INTO seal (id, operation, snapshot, segment) VALUES (?, ?, ?, ?)"
 SEAL_SNAPSHOT = "INSERT INTO seal (id, snapshot) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET snapshot = ?2"
 SELECT_FIRST = "SELECT seq, seg FROM snapshot WHERE id = ?"
 REPLACE_FIRST_SNAPSHOT = """
@@ -159,15 +159,17 @@ def view_before(txn: Transaction, view: View) -> View:
 
 def insert_first_snapshot(txn: Transaction, seq: int, written_at: int) -> None:
     """The empty snapshot that every history begins with; id and message are Icechunk's."""
-    _insert_segment(txn, seq, None, None)
-    row = seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"
-    txn.run(INSERT_SNAPSHOT, row)
-    txn.run(SEAL_SNAPSHOT, (seq, row_crc(*row)))
+    snapshot = seq, seq, INITIAL_SNAPSHOT_ID, None, written_at, "Repository initialized", "{}"
+    _insert(txn, snapshot, (seq, None, None))
 
 
-def _insert_segment(txn: Transaction, *row: int | None) -> None:
-    txn.run(INSERT_SEGMENT, row)
-    txn.run(SEAL_SEGMENT, (row[0], row_crc(*row)))
+def _insert(txn: Transaction, snapshot: tuple[Any, ...], segment: tuple[int | None, ...] | None) -> None:
+    """Insert a snapshot with the segment that it opens, and the one seal of both and of its operation."""
+    if segment is not None:
+        txn.run(INSERT_SEGMENT, segment)
+    txn.run(INSERT_SNAPSHOT, snapshot)
+    segment_crc = None if segment is None else row_crc(*segment)
+    txn.run(SEAL_ALL, (snapshot[0], operation_crc(txn, snapshot[0]), row_crc(*snapshot), segment_crc))
 
 
 def replace_first_snapshot(txn: Transaction, info: SnapshotInfo) -> None:
@@ -203,14 +205,11 @@ def insert_snapshot(
     if seq <= parent.seq:
         raise damaged("the operation log", f"it ends before snapshot number {parent.seq}")
     if txn.row(SELECT_CONTINUATION, (parent.seq, parent.seg)) is None:
-        seg, bounds = parent.seg, {**parent.bounds, parent.seg: seq}
+        seg, bounds, segment = parent.seg, {**parent.bounds, parent.seg: seq}, None
     else:
-        seg, bounds = seq, {**parent.bounds, seq: seq}
-        _insert_segment(txn, seg, parent.seg, parent.seq)
+        seg, bounds, segment = seq, {**parent.bounds, seq: seq}, (seq, parent.seg, parent.seq)
     known_parent = parent.seq if parent_seq is None else parent_seq
-    row = seq, seg, snapshot_id, known_parent, written_at, message, json.dumps(metadata)
-    txn.run(INSERT_SNAPSHOT, row)
-    txn.run(SEAL_SNAPSHOT, (seq, row_crc(*row)))
+    _insert(txn, (seq, seg, snapshot_id, known_parent, written_at, message, json.dumps(metadata)), segment)
     return View(seg, seq, bounds)
 
 

@@ -332,7 +332,7 @@ def _initialize(
     txn: Transaction, storage: StorageConfig, config: RepositoryConfig, native: ObjectsFolder | None
 ) -> None:
     created_at = now()
-    seq = log_operation(txn, "RepoInitialized", {}, created_at)
+    seq = log_operation(txn, "RepoInitialized", {}, created_at, with_snapshot=True)
     snapshots.insert_first_snapshot(txn, seq, created_at)
     refs.insert_branch(txn, MAIN, seq)
     insert_inline_location(txn)

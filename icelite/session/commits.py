@@ -309,7 +309,7 @@ class Commits:
             written_at = max(now(), before + 1)  # a clock set back must not put a child before its parent
         detail = {"branch": branch, "previous_snap_id": amended, "new_snap_id": snapshot_id}
         detail = {name: value for name, value in detail.items() if value is not None}
-        seq = log_operation(txn, kind, detail, written_at)
+        seq = log_operation(txn, kind, detail, written_at, with_snapshot=True)
         metadata = {**self._commit_metadata, **(metadata or {})}
         parent_seq = base.seq if amended is None else snapshots.find_parent(txn, base.seq)
         view = snapshots.insert_snapshot(

@@ -76,7 +76,12 @@ def test_sessions_that_are_open_go_on(bench: Any) -> None:
 def test_the_doors_are_closed_again(bench: Any) -> None:
     bench.repository.compact()
     with bench.repository._catalog.read() as txn:
-        for statement in ("PRAGMA page_count", "ATTACH ':memory:' AS other", "CREATE TABLE other (a)"):
+        for statement in (
+            "PRAGMA page_size",
+            "PRAGMA user_version = 7",
+            "ATTACH ':memory:' AS other",
+            "CREATE TABLE other (a)",
+        ):
             with pytest.raises(Exception, match=r"(?i)not authorized|too many attached"):
                 txn.rows(statement)
     with bench.repository._catalog.read(), pytest.raises(InternalError):
