@@ -20,6 +20,7 @@ from icelite.formats.packing import PACKING_KEYS, Named
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
 from icelite.virtual.stamps import describe as describe_stamp
+from icelite.virtual.stamps import is_changed
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
@@ -227,7 +228,7 @@ def check_unchanged(source: SourceFile, stamp: SourceStamp) -> None:
         ``virtual-chunk-modified``, or ``unreadable-source`` when it is gone.
     """
     found = source.stamp()
-    if found != stamp:
+    if is_changed(found, stamp, resolution=1):
         raise StorageError(
             f"source {source.url!r} changed while it was parsed: first {describe_stamp(stamp)}, now"
             f" {describe_stamp(found)}; try again when nobody writes to it",

@@ -59,6 +59,15 @@ def contradicts(one: Stamped, other: Stamped, *, check_time: bool = True, resolu
     return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
+def combine(one: SourceStamp, other: SourceStamp) -> SourceStamp:
+    """What two looks at one state of a source saw together; where both saw something, what the first did."""
+    return SourceStamp(
+        size=other.size if one.size is None else one.size,
+        etag=other.etag if one.etag is None else one.etag,
+        modified_at=other.modified_at if one.modified_at is None else one.modified_at,
+    )
+
+
 def _bare(etag: str | None) -> str | None:
     return None if etag is None else etag.strip('"')
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from icelite.formats.packing import (
 from icelite.formats.parsed import INSPECTED, FileInspection
 from icelite.store.references import SHOWN
 from icelite.types import SourceStamp
+from icelite.virtual.stamps import combine, contradicts, is_changed
 
 if TYPE_CHECKING:
     from icelite.virtual import VirtualAccess
@@ -50,10 +51,10 @@ def parsed_stamps(datasets: Iterable[xr.Dataset]) -> dict[str, SourceStamp]:
                 f"encoding {SOURCES_KEY!r} is {noted!r}; expected URL to a SourceStamp or (size, mtime in ns, ETag)",
                 ErrorKind.INVALID_DATASET,
             ) from error
-        changed = [url for url, stamp in found.items() if stamps.get(url, stamp) != stamp]
+        changed = [url for url, stamp in found.items() if contradicts(stamps.get(url, stamp), stamp, resolution=1)]
         if changed:
             raise _changed(changed, "while its parts were parsed")
-        stamps |= found
+        stamps |= {url: combine(stamp, stamps.get(url, stamp)) for url, stamp in found.items()}
     return stamps
 
 
@@ -136,17 +137,14 @@ class StampedSources:
         changed = [url for url, stamp in parsed.items() if not self._agree(url, stamp)]
         if changed:
             raise _changed(changed, "since they were parsed")
-        for url, stamp in parsed.items():
-            known = {key: value for key, value in asdict(stamp).items() if value is not None}
-            self.stamps[url] = replace(self.stamps[url], **known)
+        self.stamps |= {url: combine(stamp, self.stamps[url]) for url, stamp in parsed.items()}
 
     def _agree(self, url: str, parsed: SourceStamp) -> bool:
         """Whether a file still looks as it did; one on S3 that may not be asked is taken to."""
         now = self.stamps[url]
         if url in self._local and now.size is None:  # it is not there any more
             return parsed.size is None
-        pairs = zip(astuple(now), astuple(parsed), strict=True)
-        return all(found is None or known is None or found == known for found, known in pairs)
+        return not contradicts(now, parsed, resolution=1)
 
     def is_local(self, url: str) -> bool:
         """Whether an admitted file is on this machine."""
@@ -162,7 +160,7 @@ class StampedSources:
         """
         read = [url for url in urls if url in self._local and url in self.stamps]
         now = self.access.stamps(read)
-        changed = [url for url in read if now[url] != self.stamps[url]]
+        changed = [url for url in read if is_changed(now[url], self.stamps[url], resolution=1)]
         if changed:
             raise _changed(changed, "while they were read")
 

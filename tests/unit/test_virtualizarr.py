@@ -932,6 +932,23 @@ class TestParsedSources:
             node.encoding["icelite_sources"] = {url: (10, mtime, None)}
         assert "while its parts were parsed" in str(refusal(StorageError, session, xr.DataTree.from_dict(nodes)))
 
+    def test_looks_of_which_one_saw_less_agree(self, session: Session, tmp_path: Path) -> None:
+        url = (tmp_path / "a").as_uri()
+        nodes = {name: series(tmp_path / "a", 0, 2) for name in "ab"}
+        status = (tmp_path / "a").stat()
+        for seen, node in zip((status.st_mtime_ns, None), nodes.values(), strict=True):
+            node.encoding["icelite_sources"] = {url: (status.st_size, seen, None)}
+        to_icelite(xr.DataTree.from_dict(nodes), session.store)
+        assert {location.modified_at for location in session.changes.locations()} == {status.st_mtime_ns}
+
+    def test_what_one_look_saw_is_not_forgotten_for_another(self, session: Session, tmp_path: Path) -> None:
+        url = (tmp_path / "a").as_uri()
+        nodes = {name: series(tmp_path / "a", 0, 2) for name in "ab"}
+        size = (tmp_path / "a").stat().st_size
+        for seen, node in zip((1, None), nodes.values(), strict=True):
+            node.encoding["icelite_sources"] = {url: (size, seen, None)}
+        assert "since they were parsed" in str(refusal(StorageError, session, xr.DataTree.from_dict(nodes)))
+
     @pytest.mark.parametrize("noted", [5, {"a": 1}, {"a": (1, 2)}])
     def test_notes_of_another_form_are_refused(self, session: Session, noted: Any) -> None:
         vds = xr.Dataset({"v": ("x", [1])})
