@@ -1,30 +1,34 @@
 """Icechunk's metadata files: a header of 39 bytes and a zstd-compressed flatbuffer, as its specification says.
 
-What is read here Icechunk's own API does not tell (checksums of references), what is written it does not set (ids and
-times of snapshots). Names of tables and fields are those of the specification (https://icechunk.io, version 2).
+What is read here Icechunk's own API does not tell (checksums of references, the ``vcc://`` names of containers), what
+is written it does not set (ids and times of snapshots). Names of tables and fields are those of the specification
+(https://icechunk.io, version 2).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flatbuffers
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from icelite.budget import over_budget, unpacked_limit
+from icelite.budget import MAX_LOCATION_CHARACTERS, over_budget, unpacked_limit
 from icelite.errors import ErrorKind, FormatError, IceliteError
+from icelite.types import ChunkType
 from icelite.types.snapshots import CROCKFORD
 
 MAGIC = "ICE🧊CHUNK".encode()
 HEADER_BYTES = 39
 COMPRESSION_AT = 38
 ID_BYTES = 12
+NODE_ID_BYTES = 8
+REFS_AT_ONCE = 100_000
 
 _ZSTD_LEVEL = 3
 
@@ -355,3 +359,110 @@ def _encode_pointed(builder: Any, kind: str, value: Any, values: dict[str, Any])
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
     return int(builder.EndVector())
+
+
+# -- manifests ------------------------------------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """One chunk: virtual with all that follows, or native, which stands for inline too: its bytes are Icechunk's.
+
+    Attributes
+    ----------
+    etag, seconds
+        Its checksum, if it has one; the time is in whole seconds since 1970.
+    """
+
+    chunk: str
+    kind: ChunkType
+    url: str = ""
+    offset: int = 0
+    length: int = 0
+    etag: str | None = None
+    seconds: int | None = None
+
+
+class Manifests:
+    """The manifests of a repository in a local folder.
+
+    Parameters
+    ----------
+    directory
+        The folder of the repository.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "manifests"
+
+    def references(self, node: Mapping[str, Any], wanted: set[str] | None) -> Iterator[Reference]:
+        """The references of an array, as `inspect_snapshot` describes it, or those of some of its chunks.
+
+        Raises
+        ------
+        FormatError
+            ``corrupt``, ``over-budget``.
+        """
+        node_id = decode_id(node["id"], NODE_ID_BYTES)
+        for manifest_id in dict.fromkeys(ref["id"] for ref in node.get("manifest_refs", [])):
+            file = MetadataFile(self._directory / manifest_id)
+            with file.reading():
+                yield from _Manifest(file).references(bytes(node_id or b""), wanted)
+
+
+class _Manifest:
+    def __init__(self, file: MetadataFile) -> None:
+        self._root = file.root("Manifest")
+        dictionary = int(self._root.field("location_dictionary")[0])
+        text = self._root.bytes_at(dictionary) if dictionary else b""
+        self._zstd = zstandard.ZstdDecompressor(zstandard.ZstdCompressionDict(text) if text else None)
+        self._known: dict[bytes, str] = {}
+        self._size = len(file.data)
+
+    def references(self, node_id: bytes, wanted: set[str] | None) -> Iterator[Reference]:
+        arrays = self._root.items("arrays")
+        seen = 0
+        for number, offset in enumerate(arrays.field("node_id").tolist()):
+            if arrays.fixed_at(offset, NODE_ID_BYTES) == node_id:
+                refs = arrays[number : number + 1].items("refs")
+                seen += len(refs)
+                if seen > self._size:
+                    raise IndexError("its arrays share their references")  # which may make millions of a few
+                for start in range(0, len(refs), REFS_AT_ONCE):
+                    yield from self._rows(refs[start : start + REFS_AT_ONCE], wanted)
+
+    def _rows(self, refs: Tables, wanted: set[str] | None) -> Iterator[Reference]:
+        names = _names(refs)
+        if wanted is not None:
+            keep = np.fromiter(map(wanted.__contains__, names), dtype=bool, count=len(names))
+            names = [name for name, kept in zip(names, keep.tolist(), strict=True) if kept]
+            refs = refs[keep]
+        columns = (
+            refs.field("location").tolist(),
+            refs.field("compressed_location").tolist(),
+            refs.numbers("offset"),
+            refs.numbers("length"),
+            refs.field("checksum_etag").tolist(),
+            refs.numbers("checksum_last_modified"),
+        )
+        for name, at, packed_at, offset, length, etag_at, seconds in zip(names, *columns, strict=True):
+            if not at and not packed_at:
+                yield Reference(name, ChunkType.native)
+                continue
+            url = refs.bytes_at(at).decode() if at else self._unpacked(refs.bytes_at(packed_at))
+            etag = refs.bytes_at(etag_at).decode() if etag_at else None
+            yield Reference(name, ChunkType.virtual, url, offset, length, etag, seconds or None)
+
+    def _unpacked(self, packed: bytes) -> str:
+        url = self._known.get(packed)
+        if url is None:
+            text = self._zstd.stream_reader(packed).read(4 * MAX_LOCATION_CHARACTERS)
+            url = self._known[packed] = text.decode()
+        return url
+
+
+def _names(refs: Tables) -> list[str]:
+    positions = refs.positions("index")
+    if not positions.shape[1]:
+        return [""] * len(refs)
+    columns = [map(str, column) for column in positions.T.tolist()]
+    return list(map("/".join, zip(*columns, strict=True)))

@@ -24,9 +24,18 @@ from icelite.errors import (
     InvalidInputError,
     ReadOnlyError,
 )
-from icelite.kerchunk.documents import GROUP_DOCUMENTS, Documents, common_kind, missing_codecs, rejected
 from icelite.kerchunk.reading import ReferenceFile, References, read_references
-from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, positions
+from icelite.kerchunk.references import (
+    GROUP_DOCUMENTS,
+    WHOLE,
+    ChunkTable,
+    Documents,
+    Ints,
+    common_kind,
+    missing_codecs,
+    positions,
+    rejected,
+)
 from icelite.keys import DOCUMENTS, ancestors, check_path, join
 from icelite.metadata import array_info
 from icelite.repository import Repository

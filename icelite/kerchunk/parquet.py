@@ -21,8 +21,19 @@ import numpy as np
 from icelite.budget import unpacked_limit
 from icelite.catalog.positions import as_grid
 from icelite.errors import ErrorKind, InvalidInputError, shown
-from icelite.kerchunk.documents import array_infos, inline_bytes, inline_raw, malformed, read_documents, rejected
-from icelite.kerchunk.reference_set import WHOLE, ChunkTable, Ints, ReferenceSet, check_extents
+from icelite.kerchunk.references import (
+    WHOLE,
+    ChunkTable,
+    Ints,
+    ReferenceSet,
+    array_infos,
+    check_extents,
+    inline_bytes,
+    inline_raw,
+    malformed,
+    read_documents,
+    rejected,
+)
 from icelite.keys import CONSOLIDATED, check_path, join
 from icelite.metadata import ArrayInfo
 

@@ -27,9 +27,14 @@ if sys.version_info < (3, 12):
 icechunk = pytest.importorskip("icechunk", minversion="2")
 
 from icelite.icechunk import export_icechunk, import_icechunk  # noqa: E402
-from icelite.icechunk.files import HEADER_BYTES, MetadataFile, decode_id, encode_id  # noqa: E402
+from icelite.icechunk.files import (  # noqa: E402
+    HEADER_BYTES,
+    Manifests,
+    MetadataFile,
+    decode_id,
+    encode_id,
+)
 from icelite.icechunk.histories import are_independent, collapse  # noqa: E402
-from icelite.icechunk.manifests import Manifests  # noqa: E402
 
 SNAPSHOTS = 20
 CHUNK = 4

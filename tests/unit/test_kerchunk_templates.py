@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.kerchunk.templates import Allowance, Template, generate, read_templates
+from icelite.kerchunk.reading import Allowance, Template, generate, read_templates
 
 NAMES: dict[str, Any] = {"u": "server.domain/path", "i": 7, "name": "Jan"}
 
