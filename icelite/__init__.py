@@ -32,6 +32,7 @@ from icelite.credentials import (
     HttpAccess,
     LocalFileSystemAccess,
     S3Credentials,
+    S3Options,
     S3StaticCredentials,
     containers_credentials,
     filesystem_access,
@@ -65,7 +66,6 @@ from icelite.repository import AncestryGraph, Repository
 from icelite.session import ForkSession, Session
 from icelite.storage import (
     ObjectStoreConfig,
-    S3Options,
     StorageConfig,
     http_storage,
     in_memory_storage,

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from icelite.credentials import AnyCredential, AnyS3Credential, S3Credentials
+from icelite.credentials import AnyCredential, AnyS3Credential, S3Credentials, S3Options
 from icelite.errors import ErrorKind, InvalidInputError, has_secret
-from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig, S3Options
+from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig
 
 _EVERY = frozenset({""})  # of removed containers; no prefix is empty
 _STORES: dict[str, tuple[type, ...]] = {
@@ -64,7 +64,7 @@ def longest_covering(prefixes: Mapping[str, Any], url: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class VirtualChunkContainer:
-    """A place that virtual references may point to. It grants nothing by itself.
+    """A URL prefix that virtual references may point below. It grants nothing by itself.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class VirtualChunkContainer:
             )
 
     def at(self, url_prefix: str) -> VirtualChunkContainer:
-        """The same container in another place: with its name, if it has one, and its store, if that can serve there."""
+        """The same container at another prefix: with its name, if it has one, and its store, if that can serve there."""
         same = url_prefix.partition("://")[0] == self.url_prefix.partition("://")[0] != "file"
         name = None if self.name == self.url_prefix else self.name
         moved = VirtualChunkContainer(url_prefix, self.store if same else None, name)

@@ -278,7 +278,7 @@ class RefNotFoundError(NotFoundError):
 
 
 class RepositoryNotFoundError(NotFoundError, FileNotFoundError):
-    """No repository at that place; a `FileNotFoundError`, as opening any other file raises."""
+    """No repository at that path or URL; a `FileNotFoundError`, as opening any other file raises."""
 
 
 class KeyNotFoundError(NotFoundError, FileNotFoundError):

@@ -543,7 +543,7 @@ def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], N
         ``storage-full``.
     """
     with forks.in_sqlite(), translated(storage, 0):
-        make = connections.create if storage.place is None else remote.create
+        make = connections.create if storage.address is None else remote.create
         make(storage, lambda connection: initialize(Transaction(connection)))
     if storage.path is not None:
         known.remember(storage.path)

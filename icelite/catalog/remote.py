@@ -29,7 +29,7 @@ from icelite.catalog.door import Door
 from icelite.catalog.failures import translated
 from icelite.catalog.locks import Guard
 from icelite.errors import ErrorKind, IceliteError, ReadOnlyError, StorageError
-from icelite.storage import S3Place, StorageConfig
+from icelite.storage import S3Address, StorageConfig
 
 BEHIND = -1  # the number of no version
 FRESH_SECONDS = 10.0  # the first session after opening does not ask again for so long
@@ -59,11 +59,11 @@ class RemoteView:
     """
 
     def __init__(self, storage: StorageConfig, *, whole: bool, check: str, before: RemoteView | None) -> None:
-        assert storage.place is not None
-        self._place = storage.place
+        assert storage.address is not None
+        self._address = storage.address
         self._url = storage.name
         self._check = check
-        self._mirror: vfs.Mirror = vfs.lookup_mirror(storage.place)
+        self._mirror: vfs.Mirror = vfs.lookup_mirror(storage.address)
         self.path: Path | None = None
         self.digest: str | None = None
         self._published: tuple[int, str | None, str | None] = (BEHIND, None, None)
@@ -82,8 +82,8 @@ class RemoteView:
 
     @property
     def read_only(self) -> bool:
-        """Whether the place cannot be written at all."""
-        return not isinstance(self._place, S3Place)
+        """Whether it cannot be written at all."""
+        return not isinstance(self._address, S3Address)
 
     def connect(self) -> apsw.Connection:
         """A bare connection to the copy, or to the object by ranges."""
@@ -229,7 +229,7 @@ class RemoteView:
 
 def view(storage: StorageConfig, *, whole: bool, check: str, before: RemoteView | None) -> RemoteView | None:
     """The view that a new connection gets after another one; None for a catalog of this machine."""
-    if storage.place is None:
+    if storage.address is None:
         return None
     try:
         return RemoteView(storage, whole=whole, check=check, before=before)
@@ -267,8 +267,8 @@ def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]
     AlreadyExistsError, ReadOnlyError, StorageError
         ``repository-already-exists``; ``read-only-storage``; ``unsafe-storage``, ``io``.
     """
-    assert storage.place is not None
-    mirror = vfs.lookup_mirror(storage.place)
+    assert storage.address is not None
+    mirror = vfs.lookup_mirror(storage.address)
     mirror.check_safe()
     with tempfile.TemporaryDirectory(prefix="icelite-") as folder:
         path = Path(folder) / "new.icelite"

@@ -49,6 +49,6 @@ def _repeat(catalog: Catalog, action: Callable[[], T]) -> T:
         try:
             return action()
         except ConflictError as error:
-            if is_last or catalog.storage.place is None or error.kind != ErrorKind.COMMIT_CONFLICT:
+            if is_last or catalog.storage.address is None or error.kind != ErrorKind.COMMIT_CONFLICT:
                 raise
     raise AssertionError("the last try returns or raises")

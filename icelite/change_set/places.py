@@ -31,7 +31,7 @@ def write_bytes(changes: ChangeSet, node_id: int, chunks: Mapping[str, bytes]) -
     """
     native = changes.native
     # A write to a catalog in a bucket sends the whole of it: there, all bytes of workers go into objects.
-    every = changes.catalog.storage.place is not None and native.objects.root is not None
+    every = changes.catalog.storage.address is not None and native.objects.root is not None
     large = {(node_id, chunk): data for chunk, data in chunks.items() if every or native.takes(len(data))}
     small = {chunk: data for chunk, data in chunks.items() if (node_id, chunk) not in large}
     places: dict[str, ChunkPlace] = {}

@@ -113,7 +113,7 @@ def import_icechunk(
     """
     library.load_icechunk()
     storage = as_storage(target)
-    if storage.place is not None:
+    if storage.address is not None:
         raise StorageError(
             f"{storage.name} is not on this machine; import into a local file, and copy that there",
             ErrorKind.UNSUPPORTED_STORAGE,

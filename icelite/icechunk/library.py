@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from icelite.config import VirtualChunkContainer, covers
+from icelite.credentials import S3Options
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
-from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig, S3Options
+from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig
 from icelite.types import Location
 
 if TYPE_CHECKING:

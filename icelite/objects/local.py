@@ -108,7 +108,7 @@ class Objects:
         if not is_under(real, allowed):
             raise InvalidInputError(
                 f"the objects folder {folder} leads to {real}, outside {allowed}; put the folder itself there, or open"
-                " the repository with objects= and the place that it leads to",
+                " the repository with objects= and the folder that it leads to",
                 ErrorKind.UNAUTHORIZED_OBJECTS,
             )
 

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from icelite.credentials import AnyS3Credential
+from icelite.credentials import AnyS3Credential, S3Options
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.objects.keys import KEY, check_key, new_key
 from icelite.objects.local import Objects, StoredObject
-from icelite.storage import S3Options
 from icelite.virtual.clients import client_for
 
 DELETES_AT_ONCE = 1000  # what S3 takes in one request

@@ -38,7 +38,7 @@ from icelite.errors import (
 from icelite.keys import check_path, join
 from icelite.metadata import array_info
 from icelite.session import Session
-from icelite.storage.config import is_encodable
+from icelite.storage import is_encodable
 from icelite.types import Progress, ZarrExport
 
 VALUES_AT_ONCE = 64

@@ -21,19 +21,18 @@ from icelite.catalog.database import Transaction
 from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting, save_setting
 from icelite.config import VirtualChunkContainer
-from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials
+from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials, S3Options
 from icelite.errors import ErrorKind, InvalidInputError, has_secret, shown
 from icelite.objects import Connect, NoObjects, Objects, ReadOnlyObjects, RemoteObjects, S3Connect
 from icelite.storage import (
     EXTENSION,
     AnyObjectStoreConfig,
     ObjectStoreConfig,
-    RemotePlace,
-    S3Options,
-    S3Place,
+    RemoteAddress,
+    S3Address,
     StorageConfig,
+    is_encodable,
 )
-from icelite.storage.config import is_encodable
 from icelite.types import CROCKFORD, new_snapshot_id
 from icelite.virtual.urls import relative_path
 
@@ -153,14 +152,14 @@ def default_objects(storage: StorageConfig) -> str | None:
 
     A commit to a catalog in a bucket sends the whole catalog, so chunks are better kept beside it.
     """
-    if not isinstance(storage.place, S3Place):
+    if not isinstance(storage.address, S3Address):
         return None
-    return storage.place.key.rpartition("/")[2].removesuffix(EXTENSION) + ".chunks"
+    return storage.address.key.rpartition("/")[2].removesuffix(EXTENSION) + ".chunks"
 
 
 def _locate_folder(path: str, storage: StorageConfig) -> ObjectsFolder:
-    if storage.place is not None:
-        return _locate_beside(path, storage.place)
+    if storage.address is not None:
+        return _locate_beside(path, storage.address)
     directory = storage.directory
     if directory is None and not os.path.isabs(path):
         raise InvalidInputError(
@@ -181,7 +180,7 @@ def _locate_folder(path: str, storage: StorageConfig) -> ObjectsFolder:
     return ObjectsFolder(url if inside == ".." or inside.startswith("../") else _closed(inside), url)
 
 
-def _locate_beside(path: str, remote: RemotePlace) -> ObjectsFolder:
+def _locate_beside(path: str, remote: RemoteAddress) -> ObjectsFolder:
     """A folder beside a catalog that is not on this machine, reached as the catalog is."""
     root = _closed(path.removeprefix("./"))
     if root.startswith("/") or not {"", ".", ".."}.isdisjoint(root[:-1].split("/")):
@@ -189,7 +188,7 @@ def _locate_beside(path: str, remote: RemotePlace) -> ObjectsFolder:
             f"objects={path!r} is no folder beside {remote.url}; expected one such as 'chunks', or a URL",
             ErrorKind.INVALID_PATH,
         )
-    if isinstance(remote, S3Place):
+    if isinstance(remote, S3Address):
         return ObjectsFolder(root, remote.base + root, remote.credentials, remote.options)
     return ObjectsFolder(root, remote.base + root)  # on a web server: only read, as relative references are
 
@@ -197,8 +196,8 @@ def _locate_beside(path: str, remote: RemotePlace) -> ObjectsFolder:
 def _locate_storage(given: StorageConfig, storage: StorageConfig) -> ObjectsFolder:
     if given.path is not None:
         return _locate_folder(str(given.path), storage)
-    if isinstance(given.place, S3Place):
-        return ObjectsFolder(given.place.base, given.place.base, given.place.credentials, given.place.options)
+    if isinstance(given.address, S3Address):
+        return ObjectsFolder(given.address.base, given.address.base, given.address.credentials, given.address.options)
     raise InvalidInputError(
         f"objects cannot be in {given!r}; expected a folder or a StorageConfig in S3", ErrorKind.STORAGE_CONFIG
     )
@@ -255,7 +254,7 @@ def find_place(root: str | None, given: ObjectStorage | None, storage: StorageCo
     if root is None or "://" in root:
         return None
     if storage.directory is None:
-        return None if storage.place is None else _locate_beside(root, storage.place)
+        return None if storage.address is None else _locate_beside(root, storage.address)
     # Not resolved: a folder that is a link out of the directory is refused like any other relative reference.
     return ObjectsFolder(root, f"file://{storage.directory}/{root}")
 

@@ -61,7 +61,7 @@ class Repository(AsynchronousRepository):
             at_home = find_setting(txn, "home") == home_of(catalog.storage)
         self._config = self._stored if config is None else self._stored.merge(config)
         catalog.strict_locking = self._config.strict_locking
-        is_local, timeout = catalog.storage.place is None, self._config.busy_timeout_seconds
+        is_local, timeout = catalog.storage.address is None, self._config.busy_timeout_seconds
         self._spares = Spares(catalog.storage, timeout) if is_local else None
         self._commit_metadata: dict[str, Any] = {}
         given = (config.virtual_chunk_containers if config is not None else None) or {}
@@ -79,7 +79,7 @@ class Repository(AsynchronousRepository):
             declared=declared,
             access=access,
             catalog=catalog.storage.path,
-            place=catalog.storage.place,
+            address=catalog.storage.address,
             signed=self._config.store_signed_urls,
         )
 

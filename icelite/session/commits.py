@@ -136,7 +136,7 @@ class Commits:
     def _lost_a_race(self, error: BaseException) -> bool:
         """Whether somebody else published the remote catalog between our last look and our write."""
         lost = isinstance(error, ConflictError) and not isinstance(error, RebaseFailedError)
-        return lost and self._catalog.storage.place is not None
+        return lost and self._catalog.storage.address is not None
 
     def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
         """Replace the branch's tip by a snapshot with its changes and these.

@@ -135,7 +135,7 @@ class Session(AsynchronousSession):
     @property
     def is_remote(self) -> bool:
         """Whether the catalog is in a bucket or on a web server, so that asking it may wait for a network."""
-        return self._catalog.storage.place is not None
+        return self._catalog.storage.address is not None
 
     def may_read_remote(self) -> bool:
         """Whether any chunk may have to come over a network."""

@@ -5,7 +5,7 @@ Invariants
 - A version's bytes are written to a file once, and that file is never opened by SQLite for writing: connections work
   on copies of it, which are theirs alone.
 - Only bytes that the service acknowledged, or gave back, become the newest version.
-- There is one mirror for each place in a process; a child of os.fork() makes its own.
+- There is one mirror for each catalog in a process; a child of os.fork() makes its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from icelite.errors import (
     RepositoryNotFoundError,
     StorageError,
 )
-from icelite.storage import RemotePlace, S3Place
+from icelite.storage import RemoteAddress, S3Address
 from icelite.vfs.blocks import HEAD_BYTES
 from icelite.vfs.objects import (
     QUOTED,
@@ -68,9 +68,9 @@ class Mirror:
         When the service was last asked, on the monotonic clock.
     """
 
-    def __init__(self, place: RemotePlace) -> None:
-        self.place = place
-        self.url = place.url
+    def __init__(self, address: RemoteAddress) -> None:
+        self.address = address
+        self.url = address.url
         self.lock = threading.RLock()
         self.version: str | None = None
         self.size = 0
@@ -78,7 +78,7 @@ class Mirror:
         self.number = 0
         self._is_stale = False
         self.digest: str | None = None
-        self._object: S3Catalog | WebCatalog = object_at(place)
+        self._object: S3Catalog | WebCatalog = object_at(address)
         self._data: Path | None = None
         self.checked_at = -1e9
         self._folder = Path(tempfile.mkdtemp(prefix="icelite-"))
@@ -112,7 +112,7 @@ class Mirror:
         with self.lock:
             if self.number == 0 or self._is_stale or time.monotonic() - self.checked_at > max_age:
                 known = None if self._is_stale or not self.is_sure else self.version
-                found = self._object.fetch(known, self.place.whole_bytes, HEAD_BYTES)
+                found = self._object.fetch(known, self.address.whole_bytes, HEAD_BYTES)
                 self.checked_at = time.monotonic()
                 if found is not None and not self._looks_the_same(found):
                     self._adopt(found)
@@ -237,13 +237,13 @@ class Mirror:
             ``read-only-storage`` on a web server; ``unsafe-storage``, ``io``.
         """
         target = self._object
-        if not isinstance(target, S3Catalog) or not isinstance(self.place, S3Place):
+        if not isinstance(target, S3Catalog) or not isinstance(self.address, S3Address):
             raise ReadOnlyError(
                 f"{self.url!r} is on a web server and read-only here: download it, and change the copy",
                 ErrorKind.READ_ONLY_STORAGE,
             )
-        if not self.place.unsafe:
-            self._form_of_conditions(target, self.place.bucket)
+        if not self.address.unsafe:
+            self._form_of_conditions(target, self.address.bucket)
         return target
 
     def _form_of_conditions(self, target: S3Catalog, bucket: str) -> str:
@@ -289,12 +289,12 @@ class Mirror:
             ``repository-already-exists``; as `publish`.
         """
         try:
-            if isinstance(self.place, S3Place) and self.place.unsafe:
+            if isinstance(self.address, S3Address) and self.address.unsafe:
                 self._check_absent()
             self.publish(data, None)
         except ConflictError:
             raise AlreadyExistsError(
-                f"{self.url!r} already exists; open it with Repository.open, or choose another place",
+                f"{self.url!r} already exists; open it with Repository.open, or choose another name",
                 ErrorKind.REPOSITORY_ALREADY_EXISTS,
             ) from None
 
@@ -306,13 +306,13 @@ class Mirror:
         raise ConflictError(f"{self.url!r} exists")
 
     def _write(self, target: S3Catalog, data: bytes, expected: str | None) -> str:
-        assert isinstance(self.place, S3Place)
-        if self.place.unsafe:
+        assert isinstance(self.address, S3Address)
+        if self.address.unsafe:
             found = target.fetch(expected, 0, 0) if expected is not None else None
             if found is not None:
                 raise LostRaceError("changed")
             return target.overwrite(data)
-        return target.write(data, expected, self._form_of_conditions(target, self.place.bucket))
+        return target.write(data, expected, self._form_of_conditions(target, self.address.bucket))
 
     def _find_written(self, data: bytes, expected: str | None, error: Exception) -> str | None:
         """The version of our own bytes, if they arrived although the service's answer says otherwise, or did not come.
@@ -321,13 +321,13 @@ class Mirror:
         ids of what we wrote, so nobody else's are equal.
         """
         try:
-            found = self._object.fetch(None, max(len(data), self.place.whole_bytes), HEAD_BYTES)
+            found = self._object.fetch(None, max(len(data), self.address.whole_bytes), HEAD_BYTES)
         except StorageError as failure:
             raise StorageError(
                 f"{self.url!r}: a write was sent, and whether it arrived is not known: {error}; then {failure}",
                 ErrorKind.IO,
             ) from None
-        unsafe = isinstance(self.place, S3Place) and self.place.unsafe
+        unsafe = isinstance(self.address, S3Address) and self.address.unsafe
         if found is not None and found.data == data and (found.version is not None or unsafe):
             return found.version
         if found is not None and found.version == expected:
@@ -375,8 +375,8 @@ class VersionReader:
     def read(self, start: int, stop: int) -> bytes:
         """Exactly the bytes ``[start, stop)``; raises as `Mirror.read_range`."""
         data = self._mirror.read_range(self._number, start, stop)
-        for place, expected in self._expected.items():
-            if self._mirror.read_range(self._number, place, place + len(expected)) != expected:
+        for first, expected in self._expected.items():
+            if self._mirror.read_range(self._number, first, first + len(expected)) != expected:
                 raise self._mirror.distrust(self._number)
         return data
 
@@ -403,15 +403,15 @@ class _Mirrors:
         self._lock = threading.Lock()
         self._mirrors: weakref.WeakValueDictionary[Any, Mirror] = weakref.WeakValueDictionary()
 
-    def lookup(self, place: RemotePlace) -> Mirror:
+    def lookup(self, address: RemoteAddress) -> Mirror:
         try:
-            hash(place)
+            hash(address)
         except TypeError:  # a get_credentials that has no hash
-            return Mirror(place)
+            return Mirror(address)
         with self._lock:
-            mirror = self._mirrors.get(place)
+            mirror = self._mirrors.get(address)
             if mirror is None:
-                mirror = self._mirrors[place] = Mirror(place)
+                mirror = self._mirrors[address] = Mirror(address)
             return mirror
 
 
@@ -419,6 +419,6 @@ _mirrors = _Mirrors()
 os.register_at_fork(after_in_child=_mirrors.clear)
 
 
-def lookup_mirror(place: RemotePlace) -> Mirror:
-    """The mirror of a place in this process."""
-    return _mirrors.lookup(place)
+def lookup_mirror(address: RemoteAddress) -> Mirror:
+    """The mirror of a remote catalog in this process."""
+    return _mirrors.lookup(address)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 from icelite.credentials import S3Options
 from icelite.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
 from icelite.retry import Patience
-from icelite.storage import RemotePlace, S3Place, WebPlace
+from icelite.storage import RemoteAddress, S3Address, WebAddress
 from icelite.virtual.clients import client_for, run
 from icelite.virtual.s3 import S3Object, library_errors
 from icelite.virtual.source import AnswerError
@@ -82,9 +82,9 @@ def replaced(url: str) -> StorageError:
     )
 
 
-def object_at(place: RemotePlace) -> S3Catalog | WebCatalog:
-    """The object at a place."""
-    return S3Catalog(place) if isinstance(place, S3Place) else WebCatalog(place)
+def object_at(address: RemoteAddress) -> S3Catalog | WebCatalog:
+    """The object at an address."""
+    return S3Catalog(address) if isinstance(address, S3Address) else WebCatalog(address)
 
 
 def _missing(url: str, answer: str) -> RepositoryNotFoundError:
@@ -94,9 +94,11 @@ def _missing(url: str, answer: str) -> RepositoryNotFoundError:
 class S3Catalog:
     """A catalog in a bucket; every method blocks."""
 
-    def __init__(self, place: S3Place) -> None:
-        self.url = place.url
-        self._object = S3Object(place.bucket, place.key, place.url, None, client_for(place.credentials, place.options))
+    def __init__(self, address: S3Address) -> None:
+        self.url = address.url
+        self._object = S3Object(
+            address.bucket, address.key, address.url, None, client_for(address.credentials, address.options)
+        )
 
     @property
     def options(self) -> S3Options:
@@ -311,10 +313,10 @@ def _as(form: str, version: str) -> str:
 class WebCatalog:
     """A catalog on a web server; read as an `S3Catalog`, never written."""
 
-    def __init__(self, place: WebPlace) -> None:
-        self.url = place.url
-        target = quoted(place.url) + (f"?{place.query}" if place.query else "")
-        self._object = WebObject(place.url, place.base, target, place.access, place.max_attempts or ATTEMPTS)
+    def __init__(self, address: WebAddress) -> None:
+        self.url = address.url
+        target = quoted(address.url) + (f"?{address.query}" if address.query else "")
+        self._object = WebObject(address.url, address.base, target, address.access, address.max_attempts or ATTEMPTS)
 
     def fetch(self, known: str | None, whole_bytes: int, head_bytes: int) -> Fetched | None:
         """See `S3Catalog.fetch`: one request, whose body is not read to its end where that is not needed."""

@@ -1,4 +1,4 @@
-"""The pages of an SQLite file as they come: each belongs to one place of one tree.
+"""The pages of an SQLite file as they come: each belongs to one tree, once.
 
 Invariants
 ----------
@@ -67,8 +67,8 @@ class PageTree:
             self._claim(number, page, start, cells)
 
     def _claim(self, number: int, page: bytes, start: int, cells: tuple[int, ...]) -> None:
-        for place in (*cells, start + 8):
-            child = int.from_bytes(page[place : place + 4], "big")
+        for offset in (*cells, start + 8):
+            child = int.from_bytes(page[offset : offset + 4], "big")
             if not 0 < child <= self._pages or child == number or self._claimed[child >> 3] >> (child & 7) & 1:
                 raise self._damaged(number, f"names page {child}, which does not exist or belongs elsewhere,")
             self._claimed[child >> 3] |= 1 << (child & 7)

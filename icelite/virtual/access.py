@@ -3,7 +3,7 @@
 A catalog may come from a stranger, so a reference by itself opens nothing. It is read when
 (1) it is relative, and stays under the catalog's directory after symbolic links are resolved, or under the prefix of
     a remote catalog, which is then asked with that catalog's own credentials; and there is no dot folder or dot file
-    (a home directory has ``.ssh``), unless the caller authorised that place; or
+    (a home directory has ``.ssh``), unless the caller authorised that folder; or
 (2) a container covers it, and the caller authorised a prefix that covers it: by ``authorize_virtual_chunk_access``
     (the longest prefix wins) or, for ``file://``, by passing the container itself in this process; a local file's
     resolved path must lie under an authorised directory too; or
@@ -22,7 +22,7 @@ from typing import Any
 from icelite.config import VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential, check_credential
 from icelite.errors import redact
-from icelite.storage import RemotePlace
+from icelite.storage import RemoteAddress
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import refusal, remote
 from icelite.virtual.containers import KnownContainers
@@ -65,7 +65,7 @@ class VirtualAccess(KnownContainers):
         What the caller authorised, by prefix.
     catalog
         The catalog file, which is never opened as a source, and whose name messages use.
-    place
+    address
         The bucket or web server of a remote catalog, from whose prefix relative references start.
     signed
         Whether references with a signature in their URL may be written.
@@ -90,7 +90,7 @@ class VirtualAccess(KnownContainers):
         declared: Mapping[str, VirtualChunkContainer],
         access: Mapping[str, AnyCredential | None],
         catalog: Path | None = None,
-        place: RemotePlace | None = None,
+        address: RemoteAddress | None = None,
         signed: bool = False,
     ) -> None:
         for prefix, credential in access.items():
@@ -101,7 +101,7 @@ class VirtualAccess(KnownContainers):
         self._containers = {container.url_prefix: container for container in self._named.values()}
         self._declared = {container.url_prefix: container for container in declared.values()}
         self._access = {normalize_prefix(prefix): credential for prefix, credential in access.items()}
-        self._place = place
+        self._address = address
         self._signed = signed
         self._catalog = None if catalog is None else os.path.realpath(catalog)
         self._own_files: set[str] = set()
@@ -142,20 +142,20 @@ class VirtualAccess(KnownContainers):
             url = self._prefix_of(container, url) + path
             self._check(url)
             self.check_unsigned(url)
-        elif scheme == "" and self._place is not None and not url.startswith("/"):
+        elif scheme == "" and self._address is not None and not url.startswith("/"):
             path = relative_path(url.removeprefix("./"))
             self.check_unsigned(url)
         elif scheme not in ("", "file"):
             check_remote(url)
             self.check_unsigned(url)
-            inside = None if self._place is None else remote.path_inside(self._place, url)
+            inside = None if self._address is None else remote.path_inside(self._address, url)
             if inside is not None:
                 path = inside
             elif validate_container and longest_covering(self._containers, url) is None:
                 raise refusal.no_container(url, self._catalog)
         else:
             path = self._locate_file(url)
-        if stamp.etag is not None and (path.startswith("file://") or (self._place is None and "://" not in url)):
+        if stamp.etag is not None and (path.startswith("file://") or (self._address is None and "://" not in url)):
             raise bad_reference(url, "has an ETag as its checksum, which local files lack; pass a datetime")
         return Location(ChunkType.virtual, path, container, stamp.size, stamp.etag, stamp.modified_at)
 
@@ -229,8 +229,8 @@ class VirtualAccess(KnownContainers):
         """A reference with its container's prefix in place of ``vcc://name/``, or the catalog's if it is relative."""
         scheme = scheme_of(url)
         check_slashes(url)
-        if scheme == "" and self._place is not None and not url.startswith("/"):
-            return self._place.base + relative_path(url.removeprefix("./"))
+        if scheme == "" and self._address is not None and not url.startswith("/"):
+            return self._address.base + relative_path(url.removeprefix("./"))
         if scheme != "vcc":
             return url
         name, path = name_and_path(url)
@@ -290,11 +290,11 @@ class VirtualAccess(KnownContainers):
         return remote.RemoteSource(location, target, check_time=True)
 
     def _open_relative(self, location: Location, chunk: str | None, native: bool) -> Source:
-        if self._place is not None:
-            target = remote.reach_beside(self._place, relative_path(location.path))
+        if self._address is not None:
+            target = remote.reach_beside(self._address, relative_path(location.path))
             asked = native or not is_hidden(location.path) or location.path in self._own_files
             if not asked and self._authorised(self.locator(location)) is None:
-                raise refusal.hidden(self.url(location), self._place.url, chunk)
+                raise refusal.hidden(self.url(location), self._address.url, chunk)
             return remote.RemoteSource(location, target, check_time=self._at_home)
         if self._directory is None:
             raise bad_reference(location.path, "is relative, and a catalog in memory has no directory")
@@ -342,9 +342,9 @@ class VirtualAccess(KnownContainers):
         if scheme_of(url) in ("", "file"):
             return None
         check_remote(url)
-        inside = None if self._place is None else remote.path_inside(self._place, url)
-        if self._place is not None and inside is not None:
-            return remote.reach_beside(self._place, inside)
+        inside = None if self._address is None else remote.path_inside(self._address, url)
+        if self._address is not None and inside is not None:
+            return remote.reach_beside(self._address, inside)
         return self._authorised(url)
 
     def lookup_target(self, url: str) -> Target:
@@ -385,8 +385,8 @@ class VirtualAccess(KnownContainers):
         """
         if location.container is not None:
             return self._prefix_of(location.container, f"vcc://{location.container}/{location.path}") + location.path
-        if "://" not in location.path and self._place is not None:
-            return self._place.base + location.path
+        if "://" not in location.path and self._address is not None:
+            return self._address.base + location.path
         if "://" in location.path or self._directory is None:
             return location.path
         return "file://" + os.path.join(self._directory, location.path)

@@ -14,9 +14,8 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from icelite.credentials import AnyS3Credential, S3Credentials, S3StaticCredentials
+from icelite.credentials import AnyS3Credential, S3Credentials, S3Options, S3StaticCredentials
 from icelite.errors import ErrorKind, InternalError, InvalidInputError
-from icelite.storage import S3Options
 
 _MAX_CLIENTS = 32
 _ATTEMPTS = 3  # of one request, by botocore

@@ -31,7 +31,7 @@ class KnownContainers:
             self._own_files.add(location.path)
 
     def follow(self, old: Location, new: Location) -> None:
-        """Let what this process may do with a file of its own hold in the place where it says that it is now."""
+        """Let what this process may do with a file of its own hold where it says that the file is now."""
         if old.container is None and old.path in self._own_files:
             self.allow(new)
 

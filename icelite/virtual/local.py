@@ -56,7 +56,7 @@ class DescriptorCache:
             return descriptor
 
     def put(self, path: str, descriptor: Descriptor) -> None:
-        """Keep a descriptor, in place of an older one of the same path."""
+        """Keep a descriptor, instead of an older one of the same path."""
         with self._lock:
             self._open[path] = descriptor
             self._open.move_to_end(path)

@@ -115,8 +115,8 @@ class FileReader:
             end = min(max(stop, number + self._run), last)
             end = next((block for block in range(number, end) if block in self._blocks), end)
             data = self._fetch(number * BLOCK_BYTES, min(end * BLOCK_BYTES, self.size))
-            for place in range(0, len(data), BLOCK_BYTES):
-                self._blocks[number + place // BLOCK_BYTES] = data[place : place + BLOCK_BYTES]
+            for skipped in range(0, len(data), BLOCK_BYTES):
+                self._blocks[number + skipped // BLOCK_BYTES] = data[skipped : skipped + BLOCK_BYTES]
             number = end
 
     def _fetch(self, start: int, stop: int) -> bytes:

@@ -42,7 +42,7 @@ def unauthorised(url: str, prefix: str, catalog: str | None, chunk: str | None) 
     """The caller did not authorise any prefix that covers a URL."""
     return InvalidInputError(
         f"{_subject(url, chunk)} may not be read: nothing passed on open covers it; if you trust this catalog with"
-        f" that place: {_open_line(catalog, prefix)} {_XARRAY}",
+        f" it: {_open_line(catalog, prefix)} {_XARRAY}",
         ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
     )
 
@@ -100,7 +100,7 @@ def hidden(url: str, catalog: str | None, chunk: str | None) -> InvalidInputErro
 
 
 def linked(url: str, path: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
-    """An authorised URL leads through a symbolic link to a place that was not authorised."""
+    """An authorised URL leads through a symbolic link to a folder that was not authorised."""
     prefix = "file://" + os.path.dirname(path).rstrip("/") + "/"
     return InvalidInputError(
         f"{_subject(url, chunk)} leads through a symbolic link to {path!r}, where nothing was authorised; add that"

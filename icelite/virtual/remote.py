@@ -1,7 +1,7 @@
 """The way to a remote source: which client reads a URL of which scheme, and with what.
 
 Where a request goes and how it is signed comes from the caller: from an authorisation, or for what lies beside a
-remote catalog from that catalog's own place.
+remote catalog from that catalog's own address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from icelite.credentials import (
     S3Options,
     WebAccess,
 )
-from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig, RemotePlace, S3Place
+from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig, RemoteAddress, S3Address
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual.clients import client_for, run, run_async
 from icelite.virtual.filesystems import FilesystemObject
@@ -80,17 +80,17 @@ def reach(url: str, prefix: str, credential: AnyCredential | None, store: AnyObj
     return FilesystemObject(url, credential.options if isinstance(credential, FilesystemAccess) else ())
 
 
-def reach_beside(place: RemotePlace, path: str) -> Target:
+def reach_beside(address: RemoteAddress, path: str) -> Target:
     """The object at a path, checked before, that starts at a remote catalog's prefix; asked with its credentials."""
-    if isinstance(place, S3Place):
-        url = place.base + path
+    if isinstance(address, S3Address):
+        url = address.base + path
         bucket, key = bucket_and_key(url)
-        return S3Object(bucket, key, url, None, client_for(place.credentials, place.options))
-    url = beside(place.base, path)
-    return WebObject(place.base + path, place.base, url, place.access, place.max_attempts or ATTEMPTS)
+        return S3Object(bucket, key, url, None, client_for(address.credentials, address.options))
+    url = beside(address.base, path)
+    return WebObject(address.base + path, address.base, url, address.access, address.max_attempts or ATTEMPTS)
 
 
-def path_inside(place: RemotePlace, url: str) -> str | None:
+def path_inside(address: RemoteAddress, url: str) -> str | None:
     """The path of an absolute URL from a remote catalog's prefix, as `reach_beside` takes it; None outside.
 
     Raises
@@ -98,10 +98,10 @@ def path_inside(place: RemotePlace, url: str) -> str | None:
     InvalidInputError
         ``invalid-virtual-ref`` for a path that might leave the prefix.
     """
-    if not url.startswith(place.base) or "?" in url:
+    if not url.startswith(address.base) or "?" in url:
         return None
-    path = url.removeprefix(place.base)
-    return relative_path(path if isinstance(place, S3Place) else unquote(path))
+    path = url.removeprefix(address.base)
+    return relative_path(path if isinstance(address, S3Address) else unquote(path))
 
 
 class RemoteSource:

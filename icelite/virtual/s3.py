@@ -174,8 +174,8 @@ class S3Object:
             return f"was refused by S3: {answer}"
         if name in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):
             return f"needs credentials, and none were found in the environment ({name}){remedy}"
-        place = self.client.options.endpoint_url or "Amazon S3"
-        return f"could not be fetched from {place}: {name}; check the network and endpoint_url"
+        service = self.client.options.endpoint_url or "Amazon S3"
+        return f"could not be fetched from {service}: {name}; check the network and endpoint_url"
 
 
 def status_of(error: BaseException) -> int | None:

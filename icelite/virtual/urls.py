@@ -70,7 +70,7 @@ def _is_text(url: object) -> bool:
 
 
 def check_segments(url: str, path: str, *, local: bool) -> None:
-    """Refuse a path that could mean another place than it says.
+    """Refuse a path that could mean another file than it says.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def file_path(url: str) -> str:
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref`` when it names a host, no file, or might mean another place.
+        ``invalid-virtual-ref`` when it names a host, no file, or might mean another one.
     """
     path = url.removeprefix("file://")
     check_segments(url, path, local=True)
@@ -126,7 +126,7 @@ def bucket_and_key(url: str) -> tuple[str, str]:
     Raises
     ------
     InvalidInputError
-        ``invalid-virtual-ref`` when one is missing or might mean another place.
+        ``invalid-virtual-ref`` when one is missing or might mean another one.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
@@ -137,7 +137,7 @@ def bucket_and_key(url: str) -> tuple[str, str]:
 
 
 def check_remote(url: str) -> None:
-    """Refuse an absolute URL of a bucket or web server that is incomplete or might mean another place.
+    """Refuse an absolute URL of a bucket or web server that is incomplete or might mean another one.
 
     Raises
     ------

@@ -180,10 +180,10 @@ class WebObject:
     def _check_redirect(self, target: Any, status: int) -> None:
         allowed = self._is_inside(str(target)) or str(target).startswith(tuple(self.access.redirects))
         if not allowed or target.user is not None:
-            place = target.with_query(None).with_fragment(None).with_user(None)
-            host = place.origin() if place.is_absolute() else place
+            shown = target.with_query(None).with_fragment(None).with_user(None)
+            host = shown.origin() if shown.is_absolute() else shown
             raise AnswerError(
-                f"redirects to '{place}', which is not below {self.root!r}: icelite follows a redirect out of the"
+                f"redirects to '{shown}', which is not below {self.root!r}: icelite follows a redirect out of the"
                 f" prefix only to hosts that you name, as in icelite.http_access(redirects=['{host}/'])",
                 status,
             )

@@ -92,7 +92,7 @@ def calls(repository: Repository, folder: Path) -> Iterator[tuple[str, Callable[
         ),
     )
     yield "bundle", lambda: repository.bundle(folder / "out" / "b.icelite")
-    if repository.storage.place is None:
+    if repository.storage.address is None:
         yield "commit", lambda: repository.writable_session("main").commit("goes on", allow_empty=True)
         yield "collect", lambda: repository.garbage_collect(EVER)
 

@@ -97,7 +97,7 @@ def test_a_repository_in_a_bucket_is_written_and_read(s3_server: S3Server, key: 
     with pytest.raises(IceliteError) as caught:
         Repository.create(place)
     assert caught.value.kind == "repository-already-exists"
-    assert "a-secret" not in repr(place) + repr(repository) + str(caught.value) + repr(place.place)
+    assert "a-secret" not in repr(place) + repr(repository) + str(caught.value) + repr(place.address)
 
 
 def test_the_store_first_api_takes_a_folder_as_prefix(s3_server: S3Server, key: str) -> None:

@@ -103,7 +103,7 @@ def test_a_moved_archive_needs_no_edit(site: Site, archive: xr.Dataset, tmp_path
         xr.testing.assert_identical(found.load(), archive)
     assert all(headers["Authorization"] == "Bearer hush" for headers in site.headers)
     assert "hush" not in repr(place)
-    assert "hush" not in repr(place.place)
+    assert "hush" not in repr(place.address)
 
 
 def test_history_and_tags_are_there_and_a_copy_in_another_process_reads_too(site: Site, tmp_path: Path) -> None:

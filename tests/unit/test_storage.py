@@ -14,8 +14,8 @@ from icelite.credentials import S3Credentials
 from icelite.errors import InvalidInputError, StorageError
 from icelite.storage import (
     ObjectStoreConfig,
+    S3Address,
     S3Options,
-    S3Place,
     StorageConfig,
     as_storage,
     http_storage,
@@ -100,11 +100,11 @@ def test_what_is_no_place_is_refused(given: str, kind: str) -> None:
 def test_a_prefix_in_a_bucket_is_the_catalog_or_a_folder_for_it(prefix: str | None, key: str) -> None:
     storage = StorageConfig.s3_from_env(bucket="bucket", prefix=prefix, region="r")
     assert storage.name == f"s3://bucket/{key}"
-    assert isinstance(storage.place, S3Place)
-    assert storage.place.key == key
+    assert isinstance(storage.address, S3Address)
+    assert storage.address.key == key
     assert storage.home == storage.name.rpartition("/")[0] + "/"
     assert storage.path is None
-    assert as_storage(storage.name).place == replace(storage.place, options=S3Options())
+    assert as_storage(storage.name).address == replace(storage.address, options=S3Options())
 
 
 def test_credentials_of_a_place_travel_and_are_never_shown() -> None:
@@ -118,7 +118,7 @@ def test_credentials_of_a_place_travel_and_are_never_shown() -> None:
         http_storage("https://host/x.icelite", headers={"Authorization": "mum"}),
     ):
         assert pickle.loads(pickle.dumps(storage)) == storage
-        shown = repr(storage) + str(storage) + repr(storage.place) + storage.name
+        shown = repr(storage) + str(storage) + repr(storage.address) + storage.name
         assert not any(secret in shown for secret in ("AKID", "hush", "mum"))
     assert web.name == "https://host/x.icelite"
 

@@ -16,7 +16,7 @@ import pytest
 from icelite.config import VirtualChunkContainer
 from icelite.credentials import AnyCredential, LocalFileSystemAccess, s3_credentials
 from icelite.errors import IceliteError, InvalidInputError, StorageError
-from icelite.storage import RemotePlace, StorageConfig, s3_store
+from icelite.storage import RemoteAddress, StorageConfig, s3_store
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import VirtualAccess, local
 from icelite.virtual.local import DescriptorCache
@@ -595,13 +595,13 @@ def test_store_options_of_a_stored_container_are_never_used(home: Path) -> None:
 # ---- a catalog that is not on this machine
 
 
-WEB = StorageConfig.http("https://host/data/ocean.icelite?signature=hush", headers={"Authorization": "hush"}).place
-BUCKET = StorageConfig.s3_anonymous(bucket="bucket", prefix="data/ocean.icelite", region="r").place
+WEB = StorageConfig.http("https://host/data/ocean.icelite?signature=hush", headers={"Authorization": "hush"}).address
+BUCKET = StorageConfig.s3_anonymous(bucket="bucket", prefix="data/ocean.icelite", region="r").address
 
 
-def elsewhere_of(place: RemotePlace | None, *prefixes: str) -> VirtualAccess:
+def elsewhere_of(address: RemoteAddress | None, *prefixes: str) -> VirtualAccess:
     containers = {prefix: VirtualChunkContainer(prefix) for prefix in prefixes}
-    return VirtualAccess(directory=None, at_home=False, containers=containers, declared={}, access={}, place=place)
+    return VirtualAccess(directory=None, at_home=False, containers=containers, declared={}, access={}, address=address)
 
 
 def test_relative_references_of_a_remote_catalog_start_at_its_own_url() -> None:
@@ -618,7 +618,7 @@ def test_relative_references_of_a_remote_catalog_start_at_its_own_url() -> None:
 
 @pytest.mark.parametrize("path", ["../x.nc", "a/../../x.nc", "%2e%2e/x.nc", "/x.nc", "a\\..\\x.nc", "./x.nc", "a\0"])
 @pytest.mark.parametrize("place", [WEB, BUCKET], ids=["web", "bucket"])
-def test_relative_references_of_a_remote_catalog_cannot_leave(place: RemotePlace, path: str) -> None:
+def test_relative_references_of_a_remote_catalog_cannot_leave(place: RemoteAddress, path: str) -> None:
     assert refused(elsewhere_of(place), virtual(path)).kind == "invalid-virtual-ref"
 
 

@@ -1,11 +1,18 @@
-"""`StorageConfig`: where one repository's catalog is, and the functions that make one."""
+"""Where a repository's catalog is (`StorageConfig`), and where virtual chunks come from (`ObjectStoreConfig`).
+
+These are values: making one touches no file and no network. A path is made absolute and its symbolic links are
+resolved here, once, because relative references are relative to the directory of the real catalog file.
+A catalog in a bucket or on a web server has an `S3Address` or a `WebAddress`, which carries the credentials for it.
+They travel in a pickle, as they must to reach a worker; no `repr`, name or message shows them.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Never
 from urllib.parse import unquote
@@ -14,21 +21,143 @@ from icelite.credentials import (
     AnyS3Credential,
     S3Credentials,
     S3Options,
+    WebAccess,
     check_attempts,
     check_credential,
     http_access,
     s3_credentials,
 )
 from icelite.errors import ErrorKind, InvalidInputError, StorageError, shown
-from icelite.storage.places import (
-    WHOLE_BYTES,
-    RemotePlace,
-    S3Place,
-    WebPlace,
-    catalog_key,
-    check_bucket,
-    check_web_url,
-)
+
+EXTENSION = ".icelite"
+DEFAULT_NAME = "catalog" + EXTENSION
+WHOLE_BYTES = 32 << 20  # catalogs up to this size are fetched in one request
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Address:
+    """A catalog that is one object in a bucket.
+
+    Attributes
+    ----------
+    whole_bytes
+        A catalog up to this size is fetched in one request, a larger one is read by ranges.
+    unsafe
+        Write even where the service ignores conditions on a PUT, so that two writers may overwrite each other.
+    """
+
+    bucket: str
+    key: str
+    credentials: AnyS3Credential = field(repr=False)
+    options: S3Options = field(default_factory=S3Options)
+    whole_bytes: int = WHOLE_BYTES
+    unsafe: bool = False
+
+    @property
+    def url(self) -> str:
+        """How messages call it."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def base(self) -> str:
+        """The prefix, with its final ``/``, from which relative references start."""
+        return self.url.rpartition("/")[0] + "/"
+
+
+@dataclass(frozen=True, slots=True)
+class WebAddress:
+    """A catalog on a web server: it is read, never written.
+
+    Attributes
+    ----------
+    url
+        Without a query; how messages call it.
+    query
+        What a presigned URL carries after its ``?``; sent with requests for the catalog itself only.
+    access
+        Headers for every request, those for relative references included.
+    max_attempts, whole_bytes
+        As for `S3Options` and `S3Address`.
+    """
+
+    url: str
+    query: str = field(default="", repr=False)
+    access: WebAccess = field(default_factory=WebAccess, repr=False)
+    max_attempts: int | None = None
+    whole_bytes: int = WHOLE_BYTES
+
+    @property
+    def base(self) -> str:
+        """The prefix, with its final ``/``, from which relative references start."""
+        return self.url.rpartition("/")[0] + "/"
+
+
+RemoteAddress = S3Address | WebAddress
+
+
+def check_bucket(bucket: str) -> None:
+    """Refuse what cannot be a bucket's name.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config``.
+    """
+    if "@" in bucket:  # not echoed: it may hold a password
+        raise InvalidInputError(
+            "a URL of a bucket with a user or password in it is refused: pass credentials= to"
+            " icelite.StorageConfig.s3_from_config",
+            ErrorKind.STORAGE_CONFIG,
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise InvalidInputError(f"{bucket!r} is not the name of a bucket", ErrorKind.STORAGE_CONFIG)
+
+
+def catalog_key(prefix: str) -> str:
+    """The key of the catalog that a prefix stands for.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-path``.
+    """
+    folder = prefix.strip("/")
+    if any(mark in prefix for mark in ("\0", "//", "\\")) or not {".", ".."}.isdisjoint(folder.split("/")):
+        raise InvalidInputError(
+            f"prefix {prefix!r} is not a plain key such as 'archive/ocean.icelite'", ErrorKind.INVALID_PATH
+        )
+    return folder if folder.endswith(EXTENSION) else f"{folder}/{DEFAULT_NAME}".lstrip("/")
+
+
+def check_web_url(url: str, allow_http: bool) -> None:
+    """Refuse what is no plain URL of a file, or one that is neither encrypted nor of this machine.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config``.
+    """
+    host = url.partition("://")[2].partition("/")[0]
+    if "@" in host:  # not echoed: it may hold a password
+        raise InvalidInputError(
+            "a URL with a user or password in it is refused: pass headers= to icelite.StorageConfig.http",
+            ErrorKind.STORAGE_CONFIG,
+        )
+    path = url.partition("://")[2].partition("/")[2]
+    dots = {".", ".."} & {*path.split("/"), *unquote(path).split("/")}
+    if not url.startswith(("https://", "http://")) or not host or not path or dots or re.search(r"[#\\\s\0]", url):
+        raise InvalidInputError(
+            f"{url!r} is not the URL of a catalog, such as 'https://example.org/data/ocean.icelite'",
+            ErrorKind.STORAGE_CONFIG,
+        )
+    if url.startswith("http://") and not allow_http and re.sub(r":\d+$", "", host) not in _LOOPBACK:
+        raise InvalidInputError(
+            f"{url!r} is not encrypted: write 'https://...', or if it is meant"
+            f" icelite.StorageConfig.http({url!r}, allow_http=True)",
+            ErrorKind.STORAGE_CONFIG,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +170,13 @@ class StorageConfig:
         The catalog file, absolute and without symbolic links; None for a catalog in memory or elsewhere.
     name
         The path or URL as text; for a catalog in memory an identifier that no other one has.
-    place
+    address
         The bucket or web server; None for a catalog of this machine.
     """
 
     path: Path | None
     name: str
-    place: RemotePlace | None = None
+    address: RemoteAddress | None = None
 
     @classmethod
     def filesystem(cls, path: str | os.PathLike[str]) -> StorageConfig:
@@ -104,7 +233,7 @@ class StorageConfig:
         anonymous
             Requests are not signed.
         unsafe, whole_bytes
-            See `S3Place`.
+            See `S3Address`.
 
         Raises
         ------
@@ -124,8 +253,8 @@ class StorageConfig:
             requester_pays,
             max_attempts,
         )
-        place = S3Place(bucket, catalog_key(prefix or ""), chosen, options, whole_bytes, unsafe)
-        return cls(None, place.url, place)
+        address = S3Address(bucket, catalog_key(prefix or ""), chosen, options, whole_bytes, unsafe)
+        return cls(None, address.url, address)
 
     @classmethod
     def s3_from_env(cls, *, bucket: str, prefix: str | None = None, **options: Any) -> StorageConfig:
@@ -156,7 +285,7 @@ class StorageConfig:
         headers
             Sent with every request for the catalog and the files beside it, such as ``{"Authorization": ...}``.
         max_attempts, whole_bytes
-            See `WebPlace`.
+            See `WebAddress`.
 
         Raises
         ------
@@ -164,9 +293,9 @@ class StorageConfig:
             ``storage-config`` for a URL that is none, or is not encrypted; ``invalid-credentials`` for bad headers.
         """
         check_attempts(max_attempts)
-        place, _, query = url.partition("?")
-        check_web_url(place, allow_http)
-        return cls(None, place, WebPlace(place, query, http_access(headers), max_attempts, whole_bytes))
+        plain, _, query = url.partition("?")
+        check_web_url(plain, allow_http)
+        return cls(None, plain, WebAddress(plain, query, http_access(headers), max_attempts, whole_bytes))
 
     @property
     def directory(self) -> Path | None:
@@ -176,14 +305,14 @@ class StorageConfig:
     @property
     def home(self) -> str | None:
         """The directory or URL prefix from which relative references start; None in memory."""
-        if self.place is not None:
-            return self.place.base
+        if self.address is not None:
+            return self.address.base
         return None if self.path is None else str(self.path.parent)
 
     def __repr__(self) -> str:
-        if isinstance(self.place, S3Place):
-            return f"StorageConfig.s3_from_config(bucket={self.place.bucket!r}, prefix={self.place.key!r})"
-        if self.place is not None:
+        if isinstance(self.address, S3Address):
+            return f"StorageConfig.s3_from_config(bucket={self.address.bucket!r}, prefix={self.address.key!r})"
+        if self.address is not None:
             return f"StorageConfig.http({self.name!r})"
         return (
             f"StorageConfig.memory({self.name!r})" if self.path is None else f"StorageConfig.filesystem({self.name!r})"
@@ -245,7 +374,7 @@ def s3_storage(
 
 
 def as_storage(storage: str | os.PathLike[str] | StorageConfig) -> StorageConfig:
-    """What a caller passed as the place of a repository, as a `StorageConfig`.
+    """The `StorageConfig` that a caller passed, or that a path or URL stands for.
 
     A URL of S3 is reached with the credentials, region and endpoint of the environment.
 
@@ -264,7 +393,7 @@ def as_storage(storage: str | os.PathLike[str] | StorageConfig) -> StorageConfig
     if isinstance(storage, (str, os.PathLike)):
         return StorageConfig.filesystem(storage)
     raise InvalidInputError(
-        f"a repository's place is a path or a StorageConfig, not {type(storage).__name__}:"
+        f"a repository is opened by a path or a StorageConfig, not {type(storage).__name__}:"
         " pass 'ocean.icelite' or icelite.StorageConfig.filesystem('ocean.icelite')",
         ErrorKind.INVALID_ARGUMENT,
     )
@@ -285,9 +414,71 @@ def _from_url(url: str) -> StorageConfig:
 def _refuse(url: str) -> Never:
     scheme, _, rest = url.partition("?")[0].partition("#")[0].partition("://")
     host, slash, path = rest.partition("/")
-    place = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    plain = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
     raise StorageError(
-        f"a repository at {shown(place)} is not supported: it is a path, such as in"
+        f"a repository at {shown(plain)} is not supported: it is a path, such as in"
         " icelite.StorageConfig.filesystem('ocean.icelite'), or a URL that begins with s3:// or https://",
         ErrorKind.UNSUPPORTED_STORAGE,
     )
+
+
+# -- the stores of virtual chunks ------------------------------------------------------------------------------------
+
+
+class ObjectStoreConfig:
+    """The kinds of store that a `VirtualChunkContainer` may name."""
+
+    @dataclass(frozen=True, slots=True)
+    class LocalFileSystem:
+        """Files of this machine, under ``path``."""
+
+        path: str
+
+    @dataclass(frozen=True, slots=True)
+    class S3:
+        """Amazon S3."""
+
+        options: S3Options = field(default_factory=S3Options)
+
+    @dataclass(frozen=True, slots=True)
+    class S3Compatible:
+        """Another service that speaks S3's protocol."""
+
+        options: S3Options = field(default_factory=S3Options)
+
+
+AnyObjectStoreConfig = ObjectStoreConfig.LocalFileSystem | ObjectStoreConfig.S3 | ObjectStoreConfig.S3Compatible
+
+
+def local_filesystem_store(path: str | os.PathLike[str]) -> ObjectStoreConfig.LocalFileSystem:
+    """The local file system as the store of a ``file://`` container."""
+    return ObjectStoreConfig.LocalFileSystem(os.fspath(path))
+
+
+def s3_store(
+    region: str | None = None,
+    endpoint_url: str | None = None,
+    allow_http: bool = False,
+    anonymous: bool = False,
+    s3_compatible: bool = False,
+    force_path_style: bool = False,
+    network_stream_timeout_seconds: int = 60,
+    requester_pays: bool = False,
+) -> ObjectStoreConfig.S3 | ObjectStoreConfig.S3Compatible:
+    """S3, or a compatible service, as the store of an ``s3://`` container; see `S3Options`.
+
+    Raises
+    ------
+    InvalidInputError
+        ``storage-config`` for an unusable ``endpoint_url``.
+    """
+    options = S3Options(
+        region=region,
+        endpoint_url=endpoint_url,
+        allow_http=allow_http,
+        anonymous=anonymous,
+        force_path_style=force_path_style,
+        network_stream_timeout_seconds=network_stream_timeout_seconds,
+        requester_pays=requester_pays,
+    )
+    return ObjectStoreConfig.S3Compatible(options) if s3_compatible else ObjectStoreConfig.S3(options)
