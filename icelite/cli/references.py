@@ -33,6 +33,13 @@ from icelite.cli.output import line, print_json, size, table
 @click.option("--stack", multiple=True, metavar="VARIABLE", help="Keep every file's value of it. May be repeated.")
 @click.option("--skip-broken", is_flag=True, help="Leave out files that cannot be read, instead of stopping.")
 @click.option("--no-copy", is_flag=True, help="Stop at chunks that cannot be referenced, instead of copying them.")
+@click.option(
+    "--on-unreadable",
+    type=click.Choice(["skip", "raise"]),
+    default="skip",
+    show_default=True,
+    help="Leave out variables that cannot be read, or stop at the first.",
+)
 @click.option("--workers", type=int, metavar="N", help="Processes that read files; by default one a core.")
 @click.option("-m", "--message", help="Commit message; by default it says what was added.")
 @access_option
@@ -51,6 +58,7 @@ def virtualize(
     stack: tuple[str, ...],
     skip_broken: bool,
     no_copy: bool,
+    on_unreadable: Literal["skip", "raise"],
     workers: int | None,
     message: str | None,
     access: tuple[str, ...],
@@ -81,6 +89,7 @@ def virtualize(
             stack=list(stack) or None,
             skip_broken=skip_broken,
             on_unreferenceable="raise" if no_copy else "copy",
+            on_unreadable=on_unreadable,
             workers=workers,
             message=message,
             authorize_virtual_chunk_access=authorizations(access),

@@ -75,17 +75,24 @@ def export_zarr(
 @click.argument("target")
 @click.option("--json-file", "form", flag_value="json", help="One JSON file (the default).")
 @click.option("--parquet", "form", flag_value="parquet", help="A folder of Parquet files.")
+@click.option("--zarr-format", type=click.Choice(["2"]), help="Describe Zarr v3 in Zarr v2, for GDAL and Parquet.")
 @click.option("--group", help="Write only what is below this group.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @json_option
 def export_kerchunk(
-    catalog: CatalogArgument, target: str, form: str | None, group: str | None, overwrite: bool, as_json: bool
+    catalog: CatalogArgument,
+    target: str,
+    form: str | None,
+    zarr_format: str | None,
+    group: str | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write a snapshot as kerchunk references, with absolute URLs.
 
     \b
     icelite export kerchunk ocean.icelite ocean.json
-    icelite export kerchunk ocean.icelite@august ocean.parq --parquet
+    icelite export kerchunk ocean.icelite@august ocean.parq --parquet --zarr-format 2
     """
     from icelite.kerchunk import export_kerchunk as run
 
@@ -97,6 +104,7 @@ def export_kerchunk(
             **catalog.names(repository),
             group=group,
             format="parquet" if form == "parquet" else "json",
+            zarr_format=2 if zarr_format else None,
             overwrite=overwrite,
             progress=progress,
         )

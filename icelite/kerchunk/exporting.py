@@ -47,6 +47,7 @@ from icelite.types import ChunkType, Location, Node, Progress
 INLINE_LIMIT = 256 << 20  # bytes that are written into one reference file unless the caller says otherwise
 _NO_URL = -1
 _BLOSC_SHUFFLE = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+_COMPRESSORS = {"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"}
 _KEPT = {"gzip", "zstd", "vlen-utf8", "vlen-bytes"}  # the same in both, but for where their names stand
 DIMENSIONS = "_ARRAY_DIMENSIONS"
 
@@ -454,6 +455,8 @@ def _array(content: Mapping[str, Any], attributes: dict[str, Any], is_full: Call
             dtype = _big_endian(dtype) if options.get("endian") == "big" else dtype
         else:
             filters.append(_filter(name, options))
+    # a chunk that grew when it was compressed is read by GDAL from there, and not from the filters
+    compressor = filters.pop() if filters and filters[-1]["id"] in _COMPRESSORS else None
     described = {
         "zarr_format": 2,
         "shape": content["shape"],
@@ -462,7 +465,7 @@ def _array(content: Mapping[str, Any], attributes: dict[str, Any], is_full: Call
         "fill_value": _fill_value(metadata, attributes, is_full),
         "order": order,
         "filters": filters or None,
-        "compressor": None,
+        "compressor": compressor,
         "dimension_separator": ".",
     }
     names = content.get("dimension_names")

@@ -176,10 +176,28 @@ def test_bundle_export_import_relocate(shell: Shell) -> None:
     shell.run("export", "kerchunk", "a.icelite@august", "refs.json")
     shell.run("import", "kerchunk", "refs.json", "back.icelite")
     same("back.icelite")
+    shell.run("export", "kerchunk", "a.icelite@august", "refs.parquet", "--parquet", "--zarr-format", "2")
+    shell.run("import", "kerchunk", "refs.parquet", "parquet.icelite")
+    same("parquet.icelite")
     assert "already" in shell.fails("export", "zarr", "a.icelite", "plain.zarr")
     assert shell.json("relocate", "back.icelite", "oisst/", "moved/", "--dry-run")["count"] == 3
     shell.run("relocate", "back.icelite", "oisst/", "moved/")
     assert {row["state"] for row in shell.json("sources", "back.icelite", "--check", code=1)} == {"missing"}
+
+
+def test_what_cannot_be_read_is_left_out_or_stops(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["good"] = [1.0, 2.0]
+        file.create_dataset("lists", (2,), h5py.vlen_dtype("i4"))
+    here = Shell(tmp_path)
+    told = here.fails("virtualize", "a.h5", "-o", "raised.icelite", "--on-unreadable", "raise")
+    assert "'lists': it holds lists" in told
+    assert not (tmp_path / "raised.icelite").exists()
+    with pytest.warns(UserWarning, match="'lists' of .* is left out"):
+        here.run("virtualize", "a.h5", "-o", "a.icelite")
+    with xr.open_dataset(tmp_path / "a.icelite") as found:
+        assert list(found.variables) == ["good"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
+import icelite
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.kerchunk import export_kerchunk
 from icelite.repository import Repository
@@ -34,6 +35,7 @@ ARRAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "complex": (VALUES.astype("c8"), {}),
     "bytes": (VALUES.astype("S4"), {}),
     "time": (VALUES.astype("M8[s]"), {}),
+    "bare text": (VALUES.astype(str).astype(np.dtypes.StringDType()), {"compressors": None}),
     "text": (VALUES.astype(str).astype(np.dtypes.StringDType()), {}),
     "scalar": (np.array(7, dtype="i8"), {"chunks": ()}),
 }
@@ -148,3 +150,44 @@ def test_what_zarr_v2_does_not_have_is_refused(
     values = np.ones((4, 7) if "shards" in options else (4, 7, 2), dtype="u1")
     zarr.create_array(session.store, name="a", data=values, **options)
     assert told.replace("\\", "") in refusal(session, tmp_path)
+
+
+GRID = np.random.default_rng(0).normal(scale=100, size=(3, 6, 7))
+
+STORED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "contiguous": ("f4", {}),
+    "deflated": ("f4", {"zlib": True, "shuffle": True, "chunksizes": (1, 4, 3)}),
+    "doubles": ("f8", {"zlib": True, "chunksizes": (2, 6, 7)}),
+    "packed": ("f8", {"dtype": "i2", "scale_factor": 0.5, "add_offset": 3.0, "_FillValue": -99, "zlib": True}),
+    "bytes": ("u1", {"zlib": True}),
+    "wide": ("i8", {"zlib": True}),
+}
+
+
+@pytest.mark.parametrize("kind", ["netCDF4", "netCDF3", "copied"])
+def test_gdal_reads_the_same_bits(kind: str, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", "1.5")  # GDAL reads such references since 3.11
+    grids = {name: (("t", "y", "x"), GRID.astype(dtype)) for name, (dtype, _) in STORED.items()}
+    dataset = xr.Dataset(grids, coords={"t": np.arange(3), "y": np.arange(6.0), "x": np.arange(7.0)})
+    dataset = dataset.drop_vars(["bytes", "wide"]) if kind == "netCDF3" else dataset
+    encoding = {name: STORED[name][1] for name in dataset.data_vars}
+    if kind == "netCDF4":
+        dataset.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", encoding=encoding)
+    else:
+        packing = {"packed": {k: v for k, v in encoding["packed"].items() if k != "zlib"}}
+        dataset.to_netcdf(tmp_path / "a.nc", engine="scipy" if kind == "netCDF3" else "h5netcdf", encoding=packing)
+    repository = tmp_path / "a.icelite"
+    icelite.virtualize(tmp_path / "a.nc", repository, loadable_variables=list(dataset) if kind == "copied" else None)
+    export_kerchunk(repository, tmp_path / "a.json", zarr_format=2)
+    with xr.open_dataset(tmp_path / "a.nc", mask_and_scale=False) as expected:
+        for name in dataset.data_vars:
+            found = [read_by_gdal(rasterio, tmp_path / "a.json", f"{name}:{i}") for i in range(3)]
+            np.testing.assert_array_equal(np.stack(found), expected[name].values, err_msg=str(name))
+            assert found[0].dtype == expected[name].dtype.newbyteorder("=")
+    with rasterio.open(f'ZARR:"{tmp_path / "a.json"}":/packed:0') as packed:
+        assert (packed.scales, packed.offsets, packed.nodata) == ((0.5,), (3.0,), -99)
+
+
+def read_by_gdal(rasterio: Any, path: Path, layer: str) -> Any:
+    with rasterio.open(f'ZARR:"{path}":/{layer}') as found:
+        return found.read(1)
