@@ -105,7 +105,7 @@ class VirtualChunkContainer:
             )
 
     def at(self, url_prefix: str) -> VirtualChunkContainer:
-        """The same container at another prefix: with its name, if it has one, and its store, if that can serve there."""
+        """The same container at another prefix: with its name, if it has one, and its store if that serves there."""
         same = url_prefix.partition("://")[0] == self.url_prefix.partition("://")[0] != "file"
         name = None if self.name == self.url_prefix else self.name
         moved = VirtualChunkContainer(url_prefix, self.store if same else None, name)

@@ -21,7 +21,7 @@ import zstandard
 from icelite.budget import MAX_LOCATION_CHARACTERS, over_budget, unpacked_limit
 from icelite.errors import ErrorKind, FormatError, IceliteError
 from icelite.types import ChunkType
-from icelite.types.snapshots import CROCKFORD
+from icelite.types.repository import CROCKFORD
 
 MAGIC = "ICE🧊CHUNK".encode()
 HEADER_BYTES = 39

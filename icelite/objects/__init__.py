@@ -7,16 +7,22 @@ Invariants
 - An object is written once, whole, and never changed. It is complete and durable before any reference to it is
   committed; what a crash leaves is an object without references, which garbage collection sweeps.
 - Several chunks of one flush may share an object (a pack); references say which bytes are whose.
-- Behind each chunk is its checksum (`trailers`), so that reading a whole chunk, or `verify`, notices damage.
+- Behind each chunk is its checksum (`keys.trailer`), so that reading a whole chunk, or `verify`, notices damage.
 
 Objects are read like virtual chunks, through `icelite.virtual`; here they are written, listed and deleted.
 """
 
-from icelite.objects.absent import NoObjects, ReadOnlyObjects
-from icelite.objects.keys import check_key, key_time, new_key, pack, virtual_location
-from icelite.objects.local import Objects, StoredObject
-from icelite.objects.remote import Connect, RemoteObjects, S3Connect
-from icelite.objects.trailers import TRAILER_BYTES, check_trailer, trailer
+from icelite.objects.keys import (
+    TRAILER_BYTES,
+    check_key,
+    check_trailer,
+    key_time,
+    new_key,
+    pack,
+    trailer,
+    virtual_location,
+)
+from icelite.objects.objects import Connect, NoObjects, Objects, ReadOnlyObjects, RemoteObjects, S3Connect, StoredObject
 
 __all__ = [
     "TRAILER_BYTES",

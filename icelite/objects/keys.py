@@ -1,4 +1,8 @@
-"""The names of objects, and which chunks share one."""
+"""Objects as bytes: their names, which chunks share one, and the checksum behind each chunk.
+
+An object may be copied by anybody, so what tells a damaged chunk travels with its bytes. The trailer belongs to no
+chunk: references, their lengths and ranges do not count it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+import google_crc32c
+
 from icelite.errors import ErrorKind, FormatError
 from icelite.types import CROCKFORD, ChunkType, Location
 
 KEY = re.compile(f"[{CROCKFORD}]{{2}}/[{CROCKFORD}]{{26}}")
 FOLDERS = tuple(first + second for first in CROCKFORD for second in CROCKFORD)
+TRAILER_BYTES = 4
 
 _K = TypeVar("_K")
 
@@ -73,3 +80,23 @@ def pack(chunks: Iterable[tuple[_K, bytes]], target: int) -> Iterator[list[tuple
 def virtual_location(location: Location, root: str) -> Location:
     """Where the bytes of an object under ``root`` are, as a virtual location; raises as `check_key`."""
     return replace(location, kind=ChunkType.virtual, path=root + check_key(location.path), container=None)
+
+
+def trailer(data: bytes) -> bytes:
+    """What follows a chunk in its object: the CRC-32C of its bytes, little-endian."""
+    return int(google_crc32c.value(data)).to_bytes(TRAILER_BYTES, "little")
+
+
+def check_trailer(data: bytes | memoryview, found: bytes | memoryview, chunk: str) -> None:
+    """Refuse the bytes of a chunk that are not those that were written.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
+    if google_crc32c.value(bytes(data)) != int.from_bytes(found, "little"):
+        raise FormatError(
+            f"the bytes of chunk {chunk} in its native object are damaged (wrong CRC-32C); restore it from a copy",
+            ErrorKind.CORRUPT,
+        )

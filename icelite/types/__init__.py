@@ -3,23 +3,28 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from icelite.types.administration import FeatureFlag, RepoAvailability, RepoStatus, SpecVersion
-from icelite.types.chunks import (
+from icelite.types.nodes import (
     ChunkRef,
     ChunkType,
+    Diff,
     InlineChunk,
     Location,
+    Node,
+    NodeChange,
     SourceStamp,
     VirtualChunkSpec,
     chunk_name,
     chunk_position,
 )
-from icelite.types.nodes import Diff, Node, NodeChange
-from icelite.types.snapshots import (
+from icelite.types.repository import (
     CROCKFORD,
     INITIAL_SNAPSHOT_ID,
+    FeatureFlag,
+    RepoAvailability,
+    RepoStatus,
     SessionMode,
     SnapshotInfo,
+    SpecVersion,
     View,
     is_snapshot_id,
     new_snapshot_id,
@@ -27,19 +32,22 @@ from icelite.types.snapshots import (
 )
 
 if TYPE_CHECKING:
-    from icelite.types.maintenance import (
+    from icelite.types.reports import (
         Bundle,
+        ChunkRefs,
         ChunkStorageStats,
         Compaction,
+        FileChange,
         GCSummary,
         Problem,
         Problems,
         Progress,
         Relocation,
         Repacking,
+        SourceInfo,
+        Sources,
         ZarrExport,
     )
-    from icelite.types.tables import ChunkRefs, FileChange, SourceInfo, Sources
     from icelite.types.updates import Update, UpdateType
 
 __all__ = [
@@ -84,27 +92,10 @@ __all__ = [
     "parse_snapshot_id",
 ]
 
+
 # What opening a repository does not need is imported when it is asked for: a dataclass takes 0.3 ms to make.
-_LATE = {
-    "icelite.types.maintenance": (
-        "Bundle",
-        "ChunkStorageStats",
-        "Compaction",
-        "GCSummary",
-        "Problem",
-        "Problems",
-        "Progress",
-        "Relocation",
-        "Repacking",
-        "ZarrExport",
-    ),
-    "icelite.types.tables": ("ChunkRefs", "FileChange", "SourceInfo", "Sources"),
-    "icelite.types.updates": ("Update", "UpdateType"),
-}
-
-
 def __getattr__(name: str) -> Any:
-    for module, names in _LATE.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
+    if name in __all__:
+        module = "updates" if name in ("Update", "UpdateType") else "reports"
+        return getattr(importlib.import_module(f"icelite.types.{module}"), name)
     raise AttributeError(f"module 'icelite.types' has no attribute {name!r}")

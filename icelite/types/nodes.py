@@ -1,10 +1,13 @@
-"""Groups and arrays as values, and what changed about them between two states."""
+"""Groups, arrays and chunks as values: what changed about them, and where the bytes of chunks are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from enum import IntEnum
+
+from icelite.errors import redact
 
 SHOWN = 10  # chunks of one array that a printed Diff lists
 
@@ -76,3 +79,114 @@ def _lines(changed: set[str] | dict[str, list[list[int]]] | list[tuple[str, str]
 
 def _printable(path: str) -> str:
     return path if path.isprintable() else repr(path)
+
+
+# -- chunks ------------------------------------------------------------------------------------------------------------
+
+
+class ChunkType(IntEnum):
+    """Where a chunk's bytes are; numbers as in Icechunk and in ``location.kind``."""
+
+    uninitialized = 0
+    native = 1
+    virtual = 2
+    inline = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """One file or object that holds chunks: a row of ``location`` without its id.
+
+    Attributes
+    ----------
+    path
+        An absolute URL, kept verbatim; or, with a ``container``, the path behind its prefix; or,
+        without a scheme, a path relative to the catalog's directory.
+    container
+        Name of the container that a ``vcc://name/path`` reference names, else None.
+    size
+        Bytes of the whole source when it was referenced; None when not recorded.
+    etag
+        The source's ETag when it was referenced, without quotes; None when not recorded.
+    modified_at
+        The source's modification time in nanoseconds since the epoch, UTC; None when not recorded.
+    """
+
+    kind: ChunkType
+    path: str
+    container: str | None = None
+    size: int | None = None
+    etag: str | None = None
+    modified_at: int | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStamp:
+    """What a source file looked like when it was referenced; see `Location` for the units."""
+
+    size: int | None = None
+    etag: str | None = None
+    modified_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """Where one chunk's bytes are: ``length`` bytes from ``offset`` of a location.
+
+    For an inline chunk ``location_id`` is `icelite.catalog.chunks.INLINE` and ``offset`` the payload's id.
+    """
+
+    location_id: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class InlineChunk(ChunkRef):
+    """An inline chunk whose bytes came with its reference, checked against their CRC."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualChunkSpec:
+    """One reference for `IceliteStore.set_virtual_refs`, as Icechunk's class of the same name.
+
+    Attributes
+    ----------
+    index
+        Grid position of the chunk.
+    offset, length
+        Bytes: the chunk is ``[offset, offset + length)`` of ``location``.
+    etag_checksum, last_updated_at_checksum
+        The source must still have this ETag, or must not have been modified after this time.
+    """
+
+    index: list[int]
+    location: str
+    offset: int
+    length: int
+    etag_checksum: str | None = None
+    last_updated_at_checksum: datetime | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+def _shown(value: Location | VirtualChunkSpec) -> str:
+    """A dataclass's repr, with the signatures of URLs cut out."""
+    pairs = (f"{field.name}={getattr(value, field.name)!r}" for field in fields(value))
+    return redact(f"{type(value).__name__}({', '.join(pairs)})")
+
+
+def chunk_name(position: Iterable[int]) -> str:
+    """The name of the chunk at a grid position: ``[12, 0]`` to ``"12/0"``."""
+    return "/".join(map(str, position))
+
+
+def chunk_position(chunk: str) -> list[int]:
+    """The grid position that a chunk's name says: ``"12/0"`` to ``[12, 0]``."""
+    return [int(index) for index in chunk.split("/")] if chunk else []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
-from icelite.types.administration import RepoStatus
+from icelite.types.repository import RepoStatus
 
 
 class UpdateType:

@@ -1,7 +1,7 @@
 """Catalogs that are not on this machine: fetched whole, read by ranges, and published with conditional writes.
 
-`objects` talks to the service, `mirror` keeps what this process knows of one remote catalog; `blocks` lets SQLite
-read by ranges, which `pages` and `watchdog` look over.
+`services` talks to a bucket or web server, `mirror` keeps what this process knows of one remote catalog; `blocks` lets
+SQLite read by ranges, and looks over what comes.
 """
 
 from icelite.vfs.blocks import BlockFile, open_by_ranges

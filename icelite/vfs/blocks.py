@@ -3,25 +3,36 @@
 The VFS says that the file is immutable, so SQLite takes no locks, looks for no journal and keeps its page cache from
 one transaction to the next (https://sqlite.org/c3ref/c_iocap_atomic.html). That holds because every block belongs to
 one version of the object; when it is replaced, the next block cannot be read and says so.
+Nobody has checked the file as a whole, so each page is looked at as it comes (`PageTree`), and what one statement may
+cost is in proportion to the size of the file (`Watchdog`): an honest catalog stays far below.
 """
 
 from __future__ import annotations
 
 import itertools
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import apsw
 
-from icelite.vfs.pages import PageTree
-from icelite.vfs.watchdog import Watchdog
+from icelite.errors import ErrorKind, FormatError
 
 HEAD_BYTES = 1 << 20
 BLOCK_BYTES = 1 << 18
 MOST_AHEAD = 4  # blocks in one request while reads follow each other
 MOST_AT_ONCE = 16  # blocks in one request for a file that fits the cache
 CACHE_BYTES = 64 << 20
+MOST_PAGES = 1 << 25  # of a file whose pages are checked
+_INTERIOR, _LEAF = (2, 5), (10, 13)  # the first byte of a page of a tree
+_FIRST_PAGE_HEADER = 100
+
+STEPS, STEPS_A_BYTE = 50_000_000, 20  # of SQLite's machine; a scan of all references needs 7 a byte
+ROWS, BYTES_A_ROW = 1000, 8  # no row of a catalog is smaller in its file
+VALUE_BYTES = 64 << 20  # of one value; and of all values of a result, besides four times the file
+FETCHED_BYTES, TIMES_FETCHED = 64 << 20, 8  # a block may be fetched again once it left the cache
+_STEPS_A_LOOK = 100_000
 
 Read = Callable[[int, int], bytes]
 
@@ -201,3 +212,136 @@ def open_by_ranges(read: Read, size: int, head: bytes, name: str) -> tuple[apsw.
     connection = apsw.Connection("catalog", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs.name)
     watchdog.watch(connection)
     return connection, file, vfs
+
+
+# -- what looks over what is read --------------------------------------------------------------------------------------
+
+
+class PageTree:
+    """The pages of an SQLite file as they come: each belongs to one tree, once.
+
+    No page has two parents and no page lists a cell twice, so a file gives no more rows than it has room for: a forged
+    tree can neither be endless nor repeat itself (https://sqlite.org/fileformat2.html, section 1.6).
+    An overflow page begins with the number of the next one, so its first byte is 0 in a file of fewer than
+    `MOST_PAGES` pages; larger ones are not checked, because there the two kinds cannot be told apart.
+
+    Parameters
+    ----------
+    size
+        Bytes of the file.
+    page_bytes
+        Of one page.
+    name
+        How messages call the file.
+    """
+
+    def __init__(self, size: int, page_bytes: int, name: str) -> None:
+        self.page_bytes = page_bytes
+        self._name = name
+        self._pages = -(-size // page_bytes)
+        self._claimed = bytearray(self._pages // 8 + 1)
+        self._parents: set[int] = set()
+
+    def check(self, number: int, page: bytes) -> None:
+        """Look at a page before SQLite does.
+
+        Parameters
+        ----------
+        number
+            Of the page, from 1.
+
+        Raises
+        ------
+        FormatError
+            ``corrupt``.
+        """
+        start = _FIRST_PAGE_HEADER if number == 1 else 0
+        if self._pages >= MOST_PAGES or page[start] not in _INTERIOR + _LEAF:
+            return
+        first = start + (12 if page[start] in _INTERIOR else 8)
+        count = int.from_bytes(page[start + 3 : start + 5], "big")
+        if first + 2 * count > len(page):
+            raise self._damaged(number, f"claims {count} cells")
+        cells = struct.unpack_from(f">{count}H", page, first)
+        if len(set(cells)) != count:
+            raise self._damaged(number, "lists a cell twice")
+        if page[start] in _INTERIOR and number not in self._parents:
+            self._parents.add(number)
+            self._claim(number, page, start, cells)
+
+    def _claim(self, number: int, page: bytes, start: int, cells: tuple[int, ...]) -> None:
+        for offset in (*cells, start + 8):
+            child = int.from_bytes(page[offset : offset + 4], "big")
+            if not 0 < child <= self._pages or child == number or self._claimed[child >> 3] >> (child & 7) & 1:
+                raise self._damaged(number, f"names page {child}, which does not exist or belongs elsewhere,")
+            self._claimed[child >> 3] |= 1 << (child & 7)
+
+    def _damaged(self, number: int, finding: str) -> FormatError:
+        return FormatError(
+            f"{self._name!r} is damaged or was tampered with: its page {number} {finding}; restore it from a copy",
+            ErrorKind.CORRUPT,
+        )
+
+
+class Watchdog:
+    """The counts of the statement that a connection runs.
+
+    Parameters
+    ----------
+    size
+        Bytes of the file.
+    name
+        How messages call the file.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._steps = self._rows = self._bytes = self._fetched = 0
+
+    def watch(self, connection: apsw.Connection) -> None:
+        """Count what the statements of a connection cost from now on."""
+        connection.limit(apsw.SQLITE_LIMIT_LENGTH, VALUE_BYTES + 2 * self._size)
+        connection.exec_trace = self._start_statement
+        connection.row_trace = self._count_row
+        connection.set_progress_handler(self._count_steps, _STEPS_A_LOOK)
+
+    def count_fetched(self, amount: int) -> None:
+        """Count bytes that are about to be fetched for the statement.
+
+        Raises
+        ------
+        FormatError
+            ``corrupt``.
+        """
+        self._fetched += amount
+        if self._fetched > FETCHED_BYTES + TIMES_FETCHED * self._size:
+            raise self._too_much(f"{self._fetched} bytes fetched")
+
+    def _start_statement(self, cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        self._steps = self._rows = self._bytes = self._fetched = 0
+        return True
+
+    def _count_row(self, cursor: apsw.Cursor, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._rows += 1
+        for value in row:
+            if value.__class__ is bytes or value.__class__ is str:
+                self._bytes += len(value)
+        if self._rows > ROWS + self._size // BYTES_A_ROW:
+            raise self._too_much(f"{self._rows} rows")
+        if self._bytes > VALUE_BYTES + 4 * self._size:
+            raise self._too_much(f"{self._bytes} bytes of values")
+        return row
+
+    def _count_steps(self) -> bool:
+        self._steps += _STEPS_A_LOOK
+        if self._steps > STEPS + STEPS_A_BYTE * self._size:
+            raise self._too_much(f"{self._steps} steps")
+        return False
+
+    def _too_much(self, cost: str) -> FormatError:
+        return FormatError(
+            f"{self._name!r} is damaged or was tampered with: a question to it cost {cost}, more than a catalog of"
+            f" {self._size} bytes can; download it and open the copy, which is checked as a whole first",
+            ErrorKind.CORRUPT,
+        )

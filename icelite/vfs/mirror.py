@@ -33,7 +33,7 @@ from icelite.errors import (
 )
 from icelite.storage import RemoteAddress, S3Address
 from icelite.vfs.blocks import HEAD_BYTES
-from icelite.vfs.objects import (
+from icelite.vfs.services import (
     QUOTED,
     Fetched,
     LostRaceError,

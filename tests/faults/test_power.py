@@ -337,7 +337,7 @@ def test_the_simulator_finds_an_object_that_was_not_synced(
     watched_disk: Disk, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same for what Python writes."""
-    monkeypatch.setattr("icelite.objects.local.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("icelite.objects.objects.os.fsync", lambda descriptor: None)
     done = record(objects, watched_disk)
     assert any(fault(done, at, files, place) for at, files in cuts(done.files, done.log, 1))
 

@@ -19,7 +19,7 @@ from icelite.catalog import chunks as chunk_table
 from icelite.catalog.positions import as_grid
 from icelite.errors import FormatError, IceliteError
 from icelite.types import ChunkType
-from icelite.types.tables import SHOWN
+from icelite.types.reports import SHOWN
 
 Row = tuple[tuple[int, ...], str, str, int, int]
 

@@ -21,7 +21,7 @@ import icelite
 from icelite.errors import ErrorKind, InvalidInputError, RefNotFoundError
 from icelite.repository import Repository
 from icelite.types import SourceInfo, Sources
-from icelite.types.tables import SHOWN
+from icelite.types.reports import SHOWN
 from icelite.virtual.local import LocalSource
 
 

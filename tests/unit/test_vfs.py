@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icelite.errors import ErrorKind, FormatError, StorageError
-from icelite.vfs import blocks, open_by_ranges, watchdog
+from icelite.vfs import blocks, open_by_ranges
 from icelite.vfs.blocks import BLOCK_BYTES, CACHE_BYTES, BlockFile
 
 
@@ -184,8 +184,8 @@ def test_sound_files_pass(tmp_path: Path, page_bytes: int) -> None:
 def test_a_statement_that_costs_more_than_its_file_can_is_stopped(
     catalog: bytes, monkeypatch: pytest.MonkeyPatch, question: str, limit: tuple[str, int]
 ) -> None:
-    monkeypatch.setattr(watchdog, limit[0], limit[1])
-    monkeypatch.setattr(watchdog, "STEPS_A_BYTE", 1)
+    monkeypatch.setattr(blocks, limit[0], limit[1])
+    monkeypatch.setattr(blocks, "STEPS_A_BYTE", 1)
     connection, vfs = opened(catalog)
     with pytest.raises(FormatError, match="download it") as caught:
         connection.execute(question).fetchall()
@@ -197,8 +197,8 @@ def test_a_statement_that_costs_more_than_its_file_can_is_stopped(
 
 def test_what_is_fetched_for_a_statement_has_a_limit(catalog: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "CACHE_BYTES", 1)
-    monkeypatch.setattr(watchdog, "FETCHED_BYTES", 0)
-    monkeypatch.setattr(watchdog, "TIMES_FETCHED", 2)
+    monkeypatch.setattr(blocks, "FETCHED_BYTES", 0)
+    monkeypatch.setattr(blocks, "TIMES_FETCHED", 2)
     connection, vfs = opened(catalog)
     connection.pragma("cache_size", 1)
     with pytest.raises(FormatError, match="bytes fetched"):
