@@ -30,8 +30,20 @@ WITH RECURSIVE lineage (seg, bound) AS (
   WHERE s.parent_seg < l.seg AND s.fork_seq < l.seg
 )
 """
-SELECT_LINEAGE = LINEAGE + "SELECT seg, bound FROM lineage LIMIT 100001"
-LINEAGE_ROW = types(int, int)
+# What the snapshot ?1 sees, newest segment first: segment and bound, and whether no other is behind it.
+SELECT_LINEAGE = """
+WITH RECURSIVE lineage (seg, bound, parent_seg, fork_seq, known) AS (
+  SELECT n.seg, n.seq, s.parent_seg, s.fork_seq, s.seg IS NOT NULL
+  FROM snapshot n LEFT JOIN segment s ON s.seg = n.seg WHERE n.seq = ?1
+  UNION ALL
+  SELECT l.parent_seg, l.fork_seq, s.parent_seg, s.fork_seq, s.seg IS NOT NULL
+  FROM lineage l LEFT JOIN segment s ON s.seg = l.parent_seg
+  WHERE l.parent_seg < l.seg AND l.fork_seq < l.seg
+)
+SELECT seg, bound, known AND parent_seg IS NULL AND fork_seq IS NULL FROM lineage LIMIT 100001
+"""
+LINEAGE_ROW = types(int, int, int)
+FORK = types(int, int)
 INSERT_SEGMENT = "INSERT INTO segment (seg, parent_seg, fork_seq) VALUES (?, ?, ?)"
 INSERT_SNAPSHOT = """
 INSERT INTO snapshot (seq, seg, id, parent_seq, written_at, message, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -42,7 +54,6 @@ SELECT_FIRST = "SELECT seq, seg FROM snapshot WHERE id = ?"
 REPLACE_FIRST_SNAPSHOT = """
 UPDATE snapshot SET id = ?2, written_at = ?3, message = ?4, metadata = ?5 WHERE seq = ?1
 """
-SELECT_SEG = "SELECT seg FROM snapshot WHERE seq = ?"
 SELECT_ID = "SELECT id FROM snapshot WHERE seq = ?"
 SELECT_BEGUN = "SELECT seq, id FROM snapshot WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT 3"
 SELECT_SEQ = "SELECT seq FROM snapshot WHERE id = ?"
@@ -122,20 +133,17 @@ def view_snapshot(txn: Transaction, seq: int) -> View:
     SnapshotNotFoundError, FormatError
         ``snapshot-not-found``; ``corrupt`` where segments do not lead back to the first one; ``over-budget``.
     """
-    row = txn.row(SELECT_SEG, (seq,))
-    if row is None:
+    rows = txn.rows(SELECT_LINEAGE, (seq,))
+    if not rows:
         raise _no_snapshot(seq)
     what = f"the lineage of snapshot number {seq}"
-    seg = check_number(row[0], what)
-    bounds: dict[int, int] = {}
-    for row in txn.rows(SELECT_LINEAGE, (seg, seq)):
+    for row in rows:
         check_types(row, LINEAGE_ROW, what)
-        bounds[row[0]] = row[1]
-    if len(bounds) > MAX_SEGMENTS_OF_HISTORY:
-        raise over_budget(what, f"{len(bounds)} segments", f"{MAX_SEGMENTS_OF_HISTORY}")
-    if txn.row(SELECT_FORK, (min(bounds),)) != (None, None):
-        raise damaged(what, f"segment {min(bounds)} does not lead back to the first one")
-    return View(seg, seq, bounds)
+    if len(rows) > MAX_SEGMENTS_OF_HISTORY:
+        raise over_budget(what, f"{len(rows)} segments", f"{MAX_SEGMENTS_OF_HISTORY}")
+    if not rows[-1][2]:
+        raise damaged(what, f"segment {rows[-1][0]} does not lead back to the first one")
+    return View(rows[0][0], seq, {seg: bound for seg, bound, _ in rows})
 
 
 def view_before(txn: Transaction, view: View) -> View:
@@ -153,7 +161,7 @@ def view_before(txn: Transaction, view: View) -> View:
     fork = txn.row(SELECT_FORK, (view.seg,))
     if fork is None or fork[0] is None:
         raise FormatError(f"there is nothing before snapshot number {view.seq}", ErrorKind.CORRUPT)
-    check_types(fork, LINEAGE_ROW, f"segment {view.seg}")
+    check_types(fork, FORK, f"segment {view.seg}")
     return View(fork[0], fork[1], {seg: bound for seg, bound in view.bounds.items() if seg != view.seg})
 
 
@@ -228,6 +236,16 @@ def lookup_info(txn: Transaction, seq: int) -> tuple[SnapshotInfo, int | None]:
     return _info(*row[:5]), _checked_parent(seq, row[5])
 
 
+def lookup_id(txn: Transaction, seq: int) -> str:
+    """The public id of the snapshot with a number. Raises as `lookup_info`."""
+    found = find_id(txn, seq)
+    if found is None:
+        raise _no_snapshot(seq)
+    if not is_snapshot_id(found):
+        raise damaged(f"snapshot number {seq}", f"{shown(found)} is no id of a snapshot")
+    return found
+
+
 def _checked_parent(seq: int, parent: int | None) -> int | None:
     """The number of a parent, which is always less: so that no walk is endless."""
     if parent is not None and parent >= seq:
@@ -240,15 +258,14 @@ def _no_snapshot(seq: int | None) -> SnapshotNotFoundError:
 
 
 def _info(snapshot_id: str, parent_id: str | None, written_at: int, message: str, metadata: str) -> SnapshotInfo:
-    what = f"snapshot {shown(snapshot_id)}"
     for text in (snapshot_id, parent_id):
         if text is not None and not is_snapshot_id(text):
-            raise damaged(what, f"{shown(text)} is no id of a snapshot")
+            raise damaged(f"snapshot {shown(snapshot_id)}", f"{shown(text)} is no id of a snapshot")
     try:
         moment = to_datetime(written_at)
     except OverflowError as error:
-        raise damaged(what, f"written_at {written_at} is no date") from error
-    facts = {} if metadata == "{}" else read_json_object(metadata, what)
+        raise damaged(f"snapshot {snapshot_id}", f"written_at {written_at} is no date") from error
+    facts = {} if metadata == "{}" else read_json_object(metadata, f"snapshot {snapshot_id}")
     return SnapshotInfo(snapshot_id, parent_id, moment, message, facts)
 
 

@@ -49,8 +49,8 @@ class SnapshotInspection:
             return {
                 "header": _header("repository"),
                 "spec_version": int(SpecVersion.current()),
-                "branches": {name: snapshots.lookup_info(txn, seq)[0].id for name, seq in branches.items()},
-                "tags": {name: snapshots.lookup_info(txn, seq)[0].id for name, seq in tags.items()},
+                "branches": {name: snapshots.lookup_id(txn, seq) for name, seq in branches.items()},
+                "tags": {name: snapshots.lookup_id(txn, seq) for name, seq in tags.items()},
                 "deleted_tags": refs.list_deleted_tags(txn),
                 "snapshots": [_plain_info(info) for info in snapshots.list_infos(txn)],
                 "metadata": find_setting(txn, "metadata") or {},

@@ -36,7 +36,7 @@ class BranchesAndTags:
         """Id of a branch's newest snapshot; `RefNotFoundError` ``branch-not-found``."""
         self._catalog.refresh()
         with self._catalog.read() as txn:
-            return snapshots.lookup_info(txn, refs.lookup_branch(txn, branch))[0].id
+            return snapshots.lookup_id(txn, refs.lookup_branch(txn, branch))
 
     @repeated
     def create_branch(self, branch: str, snapshot_id: str) -> None:
@@ -83,7 +83,7 @@ class BranchesAndTags:
             check_online(txn)
             expected = None if from_snapshot_id is None else _expected_id(txn, from_snapshot_id)
             tip = refs.lookup_branch(txn, branch)
-            previous = snapshots.lookup_info(txn, tip)[0].id
+            previous = snapshots.lookup_id(txn, tip)
             if expected not in (None, previous):
                 raise ConflictError(
                     f"branch {branch!r} is at {previous}, not at {expected}; it was not moved",
@@ -109,7 +109,7 @@ class BranchesAndTags:
             )
         with self._catalog.write() as txn:
             check_online(txn)
-            previous = snapshots.lookup_info(txn, refs.lookup_branch(txn, branch))[0].id
+            previous = snapshots.lookup_id(txn, refs.lookup_branch(txn, branch))
             refs.delete_branch(txn, branch)
             log_operation(txn, "BranchDeleted", {"name": branch, "previous_snap_id": previous})
 
@@ -125,7 +125,7 @@ class BranchesAndTags:
         """Id of a tag's snapshot; `RefNotFoundError` ``tag-not-found``."""
         self._catalog.refresh()
         with self._catalog.read() as txn:
-            return snapshots.lookup_info(txn, refs.lookup_tag(txn, tag))[0].id
+            return snapshots.lookup_id(txn, refs.lookup_tag(txn, tag))
 
     @repeated
     def create_tag(self, tag: str, snapshot_id: str) -> None:
@@ -166,7 +166,7 @@ class BranchesAndTags:
         with self._catalog.write() as txn:
             check_online(txn)
             check_feature(txn, "delete_tag")
-            previous = snapshots.lookup_info(txn, refs.lookup_tag(txn, tag))[0].id
+            previous = snapshots.lookup_id(txn, refs.lookup_tag(txn, tag))
             refs.delete_tag(txn, tag)
             log_operation(txn, "TagDeleted", {"name": tag, "previous_snap_id": previous})
 
@@ -209,7 +209,7 @@ def lookup_named(txn: Transaction, name: object) -> tuple[int, str]:
             return seq, name
     found = {refs.find_branch(txn, name), (refs.find_tag(txn, name) or (None,))[0]} - {None}
     if found:
-        infos = {seq: snapshots.lookup_info(txn, seq)[0].id for seq in found if seq is not None}
+        infos = {seq: snapshots.lookup_id(txn, seq) for seq in found if seq is not None}
         if len(infos) > 1:
             raise _ambiguous(name, "a branch and a tag, at different snapshots", sorted(infos.values()))
         return infos.popitem()

@@ -63,7 +63,7 @@ class Sessions:
             seq = resolve(txn, branch, tag, snapshot_id)
             if as_of is not None:
                 seq = _at_time(txn, seq, branch, as_of)
-            base = Base(snapshots.lookup_info(txn, seq)[0].id, snapshots.view_snapshot(txn, seq))
+            base = Base(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
         return Session(
             self._catalog,
             base,
@@ -107,7 +107,7 @@ class Sessions:
         with catalog.read() as txn:
             _check_allowed(txn, rearrange)  # not only with the commit
             seq = refs.lookup_branch(txn, branch)
-            base = Base(snapshots.lookup_info(txn, seq)[0].id, snapshots.view_snapshot(txn, seq))
+            base = Base(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
         return Session(
             catalog,
             base,

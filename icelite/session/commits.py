@@ -258,7 +258,7 @@ class Commits:
     def _check_tip(self, txn: Transaction, branch: str) -> None:
         tip = refs.lookup_branch(txn, branch)
         if tip != self._base.view.seq:
-            actual = snapshots.lookup_info(txn, tip)[0].id
+            actual = snapshots.lookup_id(txn, tip)
             raise ConflictError(
                 f"branch {branch!r} moved to snapshot {actual} since this session began at {self._base.id};"
                 " nothing was committed: pass rebase_with=ConflictDetector(), or open a new session and write again",
@@ -273,7 +273,7 @@ class Commits:
             return
         plan = plan_rebase(txn, self.changes, tip, solver)
         plan.apply(txn, self.changes)
-        self._base = Base(snapshots.lookup_info(txn, tip)[0].id, plan.view)
+        self._base = Base(snapshots.lookup_id(txn, tip), plan.view)
         self.payloads.forget()
 
     def _checkpoint(self) -> Callable[[], None]:

@@ -79,7 +79,7 @@ def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: Conflict
                 names = set(map(chunk_name, conflict.conflicted_chunks or ()))
                 plan.given_up.setdefault(node_id, set()).update(names)
         if unsolved:
-            raise _failed(snapshots.lookup_info(txn, seq)[0].id, unsolved)
+            raise _failed(snapshots.lookup_id(txn, seq), unsolved)
     return plan
 
 

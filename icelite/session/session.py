@@ -11,7 +11,7 @@ references.
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -357,7 +357,7 @@ class ForkSession(Session):
 
 def new_identity() -> str:
     """What tells a session from every other one, in whatever process."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def fork_base(session: Session) -> Base:

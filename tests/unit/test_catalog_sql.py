@@ -85,7 +85,7 @@ HOT = {
     "payloads.SELECT_PAYLOAD": "payload USING INTEGER PRIMARY KEY (rowid=?)",
     "snapshots.SELECT_SEQ": "snapshot USING COVERING INDEX sqlite_autoindex_snapshot_1 (id=?)",
     "snapshots.SELECT_INFO": "s USING INTEGER PRIMARY KEY (rowid=?)",
-    "snapshots.SELECT_LINEAGE": "s USING INTEGER PRIMARY KEY (rowid=?)",
+    "snapshots.SELECT_LINEAGE": "s USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
     "snapshots.SELECT_CONTINUATION": "snapshot USING INTEGER PRIMARY KEY (rowid>?)",
     "staging.SELECT_REF": "staged.chunk_ref USING PRIMARY KEY (node_id=? AND chunk=?)",
     "staging.SELECT_SOME_CHUNKS": "staged.chunk_ref USING PRIMARY KEY (node_id=? AND chunk>?)",
