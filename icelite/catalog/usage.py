@@ -50,22 +50,22 @@ SELECT_OF_SNAPSHOT = "SELECT location_id, refs FROM usage WHERE seq = ?"  # read
 SELECT_HISTORY = (
     LINEAGE
     + """
-SELECT u.location_id, u.seq, u.refs, s.id, s.message, o.done_at, o.detail
+SELECT u.location_id, u.seq, u.refs, s.id, s.message, o.done_at, CASE WHEN s.id IS NULL THEN o.detail END
 FROM json_each(?3) k CROSS JOIN usage u CROSS JOIN lineage l
 JOIN operation o ON o.id = u.seq LEFT JOIN snapshot s ON s.seq = u.seq
 WHERE u.location_id = k.value AND u.seq <= ?2 AND l.seg = u.seg AND u.seq <= l.bound ORDER BY u.seq, u.location_id
 """
 )
 FEW = 16  # files that are looked up one by one
-HISTORY_ROW = types(int, int, int, OPTIONAL_TEXT, OPTIONAL_TEXT, int, str)
+HISTORY_ROW = types(int, int, int, OPTIONAL_TEXT, OPTIONAL_TEXT, int, OPTIONAL_TEXT)
 SELECT_POINTS = "SELECT DISTINCT seq, seg FROM usage"
 DELETE_POINTS = "DELETE FROM usage WHERE seq IN (SELECT value FROM json_each(?))"
 
 
 class UsageRow(NamedTuple):
-    """A row of the history of a file, with what the log says of its snapshot.
+    """A row of the history of a file, with what is known of its snapshot.
 
-    Id and message are None where the snapshot was released.
+    Id and message are None where that was released; only then there is ``detail``, from the log.
     """
 
     location_id: int
@@ -74,7 +74,7 @@ class UsageRow(NamedTuple):
     snapshot_id: str | None
     message: str | None
     done_at: int
-    detail: str
+    detail: str | None
 
 
 def count_replaced(txn: Transaction, view: View, node_id: int) -> dict[int, int]:
@@ -123,7 +123,7 @@ def list_history(txn: Transaction, view: View, location_ids: Iterable[int]) -> l
     rows = txn.rows(SELECT_HISTORY, (view.seg, view.seq, json.dumps(list(location_ids))))
     for row in rows:
         check_types(row, HISTORY_ROW, "a row of usage")
-    return [UsageRow(*row) for row in rows]
+    return list(map(UsageRow._make, rows))
 
 
 def list_points(txn: Transaction) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from icelite.cli.output import line, plain, print_json, size, table
 from icelite.config import RepositoryConfig
 from icelite.metadata import array_info, parse_document
 from icelite.repository import Repository
-from icelite.types import Node
+from icelite.types import FileChange, Node
 
 
 @click.command()
@@ -77,17 +77,24 @@ def info(catalog: CatalogArgument, as_json: bool) -> None:
 
 @click.command()
 @click.argument("catalog", type=CATALOG, metavar="PATH[@REF]")
-@click.option("-n", "count", type=int, help="Show at most so many snapshots.")
+@click.option("-n", "count", type=click.IntRange(min=0), help="Show at most so many snapshots.")
+@click.option("--file", "url", metavar="URL", help="Only those that added, changed or dropped this file.")
 @json_option
-def log(catalog: CatalogArgument, count: int | None, as_json: bool) -> None:
+def log(catalog: CatalogArgument, count: int | None, url: str | None, as_json: bool) -> None:
     """List snapshots, newest first.
+
+    URL is a file as sources lists it, or its path below the catalog's folder.
 
     \b
     icelite log ocean.icelite
     icelite log ocean.icelite@august -n 3 --json
+    icelite log ocean.icelite --file data/2024-08-30.nc
     """
     repository = catalog.open()
     names = catalog.names(repository)
+    if url is not None:
+        _show_history(repository.file_history(url, **names)[:count], as_json)
+        return
     shown = list(islice(repository.ancestry(**names), count))
     if as_json:
         print_json(shown)
@@ -101,6 +108,17 @@ def log(catalog: CatalogArgument, count: int | None, as_json: bool) -> None:
         (s.id, s.written_at.strftime("%Y-%m-%d %H:%M:%S"), s.message, ", ".join(marks.get(s.id, []))) for s in shown
     ]
     table(["snapshot", "written (UTC)", "message", "refs"], rows)
+
+
+def _show_history(changes: list[FileChange], as_json: bool) -> None:
+    if as_json:
+        print_json(changes)
+        return
+    rows = [
+        (c.snapshot_id, c.written_at.strftime("%Y-%m-%d %H:%M:%S"), c.change, c.references, c.message or "")
+        for c in changes
+    ]
+    table(["snapshot", "written (UTC)", "file", "references", "message"], rows, right=("references",))
 
 
 @click.command()

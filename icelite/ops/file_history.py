@@ -7,7 +7,7 @@ was referenced as it was at several times, or by several names; they are one fil
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import zip_longest
 
 from icelite.catalog import locations, usage
 from icelite.catalog.database import Catalog
@@ -50,27 +50,27 @@ def _names(prefix: Prefix, containers: dict[str, VirtualChunkContainer]) -> Iter
 
 
 def _changes(rows: list[usage.UsageRow], places: dict[int, Location]) -> Iterator[FileChange]:
-    refs: dict[int, int] = {}
-    for _, group in groupby(rows, key=lambda row: row.seq):
-        some = list(group)
-        before = sum(refs.values())
-        refs.update((row.location_id, row.refs) for row in some)
-        after = sum(refs.values())
+    """What each snapshot did; it may have several rows, one for each location of the file."""
+    refs = dict.fromkeys(places, 0)
+    before = after = 0
+    newest: usage.UsageRow | None = None  # of this snapshot: that of the location it refers to
+    for row, following in zip_longest(rows, rows[1:]):
+        after += row.refs - refs[row.location_id]
+        refs[row.location_id] = row.refs
+        if newest is None or row.refs or not newest.refs:
+            newest = row
+        if following is not None and following.seq == row.seq:
+            continue
         if before or after:
-            newest = max((row for row in some if row.refs), key=lambda row: row.location_id, default=some[-1])
             change = CHANGED if before and after else ADDED if after else DROPPED
-            yield _file_change(some[0], change, after, places[newest.location_id])
+            yield _file_change(newest, change, after, places[newest.location_id])
+        before, newest = after, None
 
 
 def _file_change(row: usage.UsageRow, change: str, references: int, place: Location) -> FileChange:
-    snapshot_id = row.snapshot_id or str(read_json_object(row.detail, f"operation {row.seq}").get("new_snap_id"))
-    return FileChange(
-        change=change,
-        snapshot_id=snapshot_id,
-        written_at=to_datetime(row.done_at),
-        message=row.message,
-        references=references,
-        size=place.size,
-        etag=place.etag,
-        modified_at=place.modified_at,
-    )
+    snapshot_id = row.snapshot_id
+    if snapshot_id is None:
+        snapshot_id = str(read_json_object(row.detail or "", f"operation {row.seq}").get("new_snap_id"))
+    written_at = to_datetime(row.done_at)
+    stamp = place.size, place.etag, place.modified_at
+    return FileChange(change, snapshot_id, written_at, row.message, references, *stamp)  # by name takes twice as long

@@ -123,6 +123,18 @@ def test_log_ls_and_diff(shell: Shell) -> None:
 
 
 def test_sources_refs_and_verify(shell: Shell) -> None:
+def test_the_history_of_a_file(shell: Shell) -> None:
+    name = "oisst/oisst-avhrr-v02r01.20240831.nc"
+    (added,) = shell.json("log", "a.icelite@august", "--file", name)
+    assert (added["change"], added["references"]) == ("added", 4)
+    assert added["snapshot_id"] == shell.json("log", "a.icelite@august")[0]["id"]
+    url = (shell.folder / name).as_uri()
+    shown = shell.run("log", "a.icelite@august", "--file", url).stdout
+    assert added["snapshot_id"] in shown
+    assert "Add 3 files along time" in shown
+    assert shell.json("log", "a.icelite", "--file", url, "-n", "0") == []
+
+
     files = shell.json("sources", "a.icelite@august", "--check")
     assert [Path(row["path"]).name[-11:-3] for row in files] == ["20240830", "20240831", "20240901"]
     assert {(row["references"], row["state"]) for row in files} == {(4, "ok")}
@@ -241,3 +253,4 @@ def test_an_at_sign_that_is_no_reference(tmp_path: Path) -> None:
     assert convert(f"{tmp_path}/me@home/a.icelite@v1") == CatalogArgument(f"{tmp_path}/me@home/a.icelite", "v1")
     assert convert("https://me@host/a.icelite").ref is None
     assert convert("s3://bucket/a.icelite@v1") == CatalogArgument("s3://bucket/a.icelite", "v1")
+        (["log", "a.icelite", "--file", "never.nc"], "no reference was ever to 'never.nc'"),
