@@ -338,6 +338,13 @@ class Catalog:
             rows = self._connection.execute(INTEGRITY_CHECK).fetchall()
         return [str(text) for (text,) in rows if text != "ok"]
 
+    def measure_free(self) -> tuple[int, int]:
+        """Bytes of the file, and of the pages in it that are free."""
+        with Doorway(self, "read"), checks.doors_open(self._connection):
+            size = self._size()
+            free = int(self._connection.pragma("freelist_count")) * int(self._connection.pragma("page_size"))
+        return size, free
+
     def _size(self) -> int:
         return int(self._connection.pragma("page_count")) * int(self._connection.pragma("page_size"))
 

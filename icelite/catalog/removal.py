@@ -11,6 +11,7 @@ A node that no snapshot sees any more is forgotten altogether, its changes too: 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from icelite.catalog import usage
@@ -53,6 +54,10 @@ SELECT_ORPHANS = """
 SELECT s.seq, s.seg, s.id, f.seq, s.written_at, s.message, s.metadata
 FROM snapshot s JOIN (SELECT min(seq) AS seq FROM snapshot WHERE parent_seq IS NULL) f
 WHERE s.parent_seq IS NOT NULL AND s.parent_seq NOT IN (SELECT seq FROM snapshot)
+"""
+SELECT_CHILDREN = """
+SELECT s.seq, s.seg, s.id, p.value, s.written_at, s.message, s.metadata
+FROM json_each(?) p JOIN snapshot s ON s.seq = CAST(p.key AS INTEGER)
 """
 ADOPT_ORPHAN = "UPDATE snapshot SET parent_seq = ?2 WHERE seq = ?1"
 
@@ -137,10 +142,22 @@ def list_unreached(txn: Transaction, moment: int) -> dict[int, str]:
     return _ids(txn.rows(SELECT_UNREACHED, (moment,)))
 
 
-def release_snapshots(txn: Transaction, seqs: Iterable[int]) -> None:
-    """Remove snapshots; the first one becomes the parent of those that lose theirs."""
+def release_snapshots(txn: Transaction, seqs: Iterable[int], parents: Mapping[int, int] | None = None) -> None:
+    """Remove snapshots.
+
+    Parameters
+    ----------
+    parents
+        Number of a snapshot to that of its new parent. The first one becomes the parent of all others that lose theirs.
+    """
     txn.run_many(DELETE_SNAPSHOT, ((seq,) for seq in seqs))
-    orphans = txn.rows(SELECT_ORPHANS)
+    if parents:
+        _adopt(txn, txn.rows(SELECT_CHILDREN, (json.dumps(parents),)))
+    _adopt(txn, txn.rows(SELECT_ORPHANS))
+
+
+def _adopt(txn: Transaction, orphans: Sequence[Row]) -> None:
+    """Give snapshots the parents that stand in their rows."""
     txn.run_many(ADOPT_ORPHAN, [(row[0], row[3]) for row in orphans])
     txn.run_many(SEAL_SNAPSHOT, [(row[0], row_crc(*row)) for row in orphans])
 

@@ -7,7 +7,7 @@ has one entry for each fork behind a snapshot, however long the history (docs/fo
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from icelite.budget import MAX_SEGMENTS_OF_HISTORY, over_budget
 from icelite.catalog.checksums import row_crc
@@ -81,12 +81,21 @@ FROM snapshot s LEFT JOIN snapshot p ON p.seq = s.parent_seq ORDER BY s.seq DESC
 SELECT_SOME_BEFORE = """
 SELECT seq, id, parent_seq, written_at, message, metadata FROM snapshot WHERE seq <= ? ORDER BY seq DESC LIMIT ?
 """
+SELECT_ANCESTORS = "SELECT seq, parent_seq, written_at FROM snapshot"
 SELECT_PARENT_AND_TIME = "SELECT parent_seq, written_at FROM snapshot WHERE seq = ?"
 
 INFO = types(str, OPTIONAL_TEXT, int, str, str, OPTIONAL_INT)  # of SELECT_INFO
 BEGUN = types(int, str)
+STEP = types(int, OPTIONAL_INT, int)  # of SELECT_ANCESTORS
 PARENT_AND_TIME = types(OPTIONAL_INT, int)
 ANCESTOR = types(int, str, OPTIONAL_INT, int, str, str)  # of SELECT_SOME_BEFORE
+
+
+class Ancestor(NamedTuple):
+    """A snapshot's place in history: the number of its parent, and when it was written (microseconds)."""
+
+    parent_seq: int | None
+    written_at: int
 
 
 def find_seq(txn: Transaction, snapshot_id: str) -> int | None:
@@ -327,6 +336,24 @@ def _find_parent_and_time(txn: Transaction, seq: int) -> tuple[int | None, int] 
         return None
     check_types(row, PARENT_AND_TIME, f"snapshot number {seq}")
     return _checked_parent(seq, row[0]), row[1]
+
+
+def load_history(txn: Transaction) -> dict[int, Ancestor]:
+    """Every snapshot there is, by its number, oldest first.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` where a parent is not there, or not older.
+    """
+    history: dict[int, Ancestor] = {}
+    for row in sorted(txn.rows(SELECT_ANCESTORS)):
+        check_types(row, STEP, "a snapshot")
+        seq, parent, written_at = row
+        if parent is not None and parent not in history:
+            raise damaged(f"snapshot number {seq}", f"its parent is number {parent}, which is not before it")
+        history[seq] = Ancestor(parent, written_at)
+    return history
 
 
 def find_as_of(txn: Transaction, seq: int, moment: int) -> int | None:

@@ -40,6 +40,21 @@ class CatalogArgument:
         """The repository; raises as `Repository.open`."""
         return Repository.open(self.path, authorize_virtual_chunk_access=authorizations(access), check=check)
 
+    def open_whole(self) -> Repository:
+        """The repository, for a verb that is about all of its history.
+
+        Raises
+        ------
+        InvalidInputError
+            ``invalid-argument`` where a reference was given; and as `Repository.open`.
+        """
+        if self.ref is not None:
+            raise InvalidInputError(
+                f"{self.path}@{self.ref}: this is about all history, not about one snapshot; leave @{self.ref} out",
+                ErrorKind.INVALID_ARGUMENT,
+            )
+        return self.open()
+
     def names(self, repository: Repository) -> Names:
         """Which of ``branch``, ``tag`` and ``snapshot_id`` the reference is, as keyword arguments.
 

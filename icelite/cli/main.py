@@ -8,7 +8,7 @@ import sys
 import click
 
 import icelite
-from icelite.cli import inspect, references, transfer
+from icelite.cli import inspect, maintenance, references, transfer
 from icelite.errors import IceliteError, InternalError
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -24,7 +24,7 @@ def commands() -> None:
     """
 
 
-for command in (*inspect.COMMANDS, *references.COMMANDS, *transfer.COMMANDS):
+for command in (*inspect.COMMANDS, *references.COMMANDS, *transfer.COMMANDS, *maintenance.COMMANDS):
     commands.add_command(command)
 
 

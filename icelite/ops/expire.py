@@ -2,18 +2,23 @@
 
 As in Icechunk: the first snapshot and the tip of ``main`` always stay, and so do other tips and tagged snapshots
 unless their branch or tag is to go too. Released ids cannot be read from then on. The first snapshot becomes the
-parent of what lost its own; the notes of what the released snapshots changed stay, so differences are complete.
+parent of what lost its own, or, where keep rules spare some on the way, the nearest that stays; the notes of what the
+released snapshots changed stay, so differences are complete.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import datetime
 
 from icelite.catalog import refs, removal
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation, to_microseconds
 from icelite.catalog.permissions import check_online
+from icelite.catalog.snapshots import Ancestor, load_history
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.ops.keeping import KeepRules
 
 MAIN = "main"
 
@@ -21,22 +26,56 @@ MAIN = "main"
 def expire_snapshots(
     catalog: Catalog,
     older_than: datetime,
+    keep: KeepRules,
     *,
     delete_expired_branches: bool = False,
     delete_expired_tags: bool = False,
+    dry_run: bool = False,
 ) -> set[str]:
     """Release the snapshots written before a moment; see `Repository.expire_snapshots`."""
     moment = moment_of(older_than, "older_than")
-    with catalog.write() as txn:
+    released: dict[int, str] = {}
+    with suppress(DryRun), catalog.write() as txn:
         check_online(txn)
         if delete_expired_branches:
             _delete_branches(txn, moment)
         if delete_expired_tags:
             _delete_tags(txn, moment)
         released = removal.list_old(txn, moment)
-        removal.release_snapshots(txn, released)
+        parents = _spare(txn, released, keep, moment) if keep else None
+        removal.release_snapshots(txn, released, parents)
+        if dry_run:
+            raise DryRun
         log_operation(txn, "ExpirationRan", {"older_than": moment, "snapshots": len(released)})
     return set(released.values())
+
+
+class DryRun(Exception):
+    """Leaves a transaction without a commit: what it counted was done, so the count cannot be wrong."""
+
+
+def _spare(txn: Transaction, released: dict[int, str], keep: KeepRules, moment: int) -> dict[int, int]:
+    """Take what stays out of ``released``; the parents of those whose own goes, so that a branch still reaches all."""
+    history = load_history(txn)
+    tips = [refs.lookup_branch(txn, name) for name in refs.list_branches(txn)]
+    for seq in keep.list_kept(history, tips, moment):
+        released.pop(seq, None)
+    return _nearest_parents(history, released)
+
+
+def _nearest_parents(history: Mapping[int, Ancestor], released: Collection[int]) -> dict[int, int]:
+    """The nearest ancestor that stays, of each snapshot that stays and loses its parent."""
+    nearest: dict[int, int] = {}
+    parents: dict[int, int] = {}
+    for seq, found in history.items():
+        above = None if found.parent_seq is None else nearest[found.parent_seq]
+        if seq in released and above is not None:
+            nearest[seq] = above
+            continue
+        nearest[seq] = seq
+        if above is not None and above != found.parent_seq:
+            parents[seq] = above
+    return parents
 
 
 def moment_of(value: object, name: str) -> int:

@@ -8,6 +8,7 @@ removed all the same, since the cutoff was later than the session's beginning, f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from itertools import groupby
@@ -20,12 +21,8 @@ from icelite.catalog.permissions import check_online
 from icelite.catalog.reachability import load_tree
 from icelite.catalog.settings import save_setting
 from icelite.objects import NoObjects, Objects, key_time
-from icelite.ops.expire import moment_of
+from icelite.ops.expire import DryRun, moment_of
 from icelite.types import GCSummary
-
-
-class _DryRun(Exception):
-    """Leaves the transaction without a commit."""
 
 
 def garbage_collect(
@@ -35,19 +32,16 @@ def garbage_collect(
     moment = moment_of(delete_object_older_than, "delete_object_older_than")
     swept = min(moment, now())  # objects written from now on are spared, so that they can be committed
     summary, unused = GCSummary(), set[str]()
-    try:
-        with catalog.write() as txn:
-            check_online(txn)
-            summary = _collect(txn, moment)
-            unused = removal.list_unused_objects(txn) if dry_run else unused
-            summary = replace(summary, locations_deleted=removal.remove_locations(txn))
-            if dry_run:
-                raise _DryRun
-            if objects.writes:
-                save_setting(txn, COLLECTED, max(swept, find_collected(txn)))
-            log_operation(txn, "GCRan", {"older_than": moment, **asdict(summary)})
-    except _DryRun:  # it was done, counted, and rolled back: the count cannot be wrong
-        pass
+    with suppress(DryRun), catalog.write() as txn:
+        check_online(txn)
+        summary = _collect(txn, moment)
+        unused = removal.list_unused_objects(txn) if dry_run else unused
+        summary = replace(summary, locations_deleted=removal.remove_locations(txn))
+        if dry_run:
+            raise DryRun
+        if objects.writes:
+            save_setting(txn, COLLECTED, max(swept, find_collected(txn)))
+        log_operation(txn, "GCRan", {"older_than": moment, **asdict(summary)})
     if isinstance(objects, Objects):
         count, size = _sweep(catalog, objects, swept, unused, dry_run)
         summary = replace(summary, objects_deleted=count, bytes_deleted=summary.bytes_deleted + size)

@@ -19,8 +19,11 @@ def chunk_storage_stats(catalog: Catalog) -> ChunkStorageStats:
     )
 
 
-def compact(catalog: Catalog) -> Compaction:
+def compact(catalog: Catalog, *, dry_run: bool = False) -> Compaction:
     """Rebuild the file without its free pages; see `Repository.compact`."""
     with catalog.read() as txn:
         check_online(txn)
+    if dry_run:
+        size, free = catalog.measure_free()
+        return Compaction(size, size - free)
     return Compaction(*catalog.vacuum())

@@ -11,6 +11,7 @@ from icelite.change_set import Native
 from icelite.config import RepositoryConfig
 from icelite.objects import NoObjects, Objects
 from icelite.ops import expire, gc, repack, space, verify
+from icelite.ops.keeping import KeepRules
 from icelite.payload import Payloads
 from icelite.virtual import VirtualAccess
 
@@ -31,12 +32,22 @@ class Maintenance:
     _config: RepositoryConfig
 
     def expire_snapshots(
-        self, older_than: datetime, *, delete_expired_branches: bool = False, delete_expired_tags: bool = False
+        self,
+        older_than: datetime,
+        *,
+        delete_expired_branches: bool = False,
+        delete_expired_tags: bool = False,
+        keep_last: int = 0,
+        keep_daily: int = 0,
+        keep_weekly: int = 0,
+        keep_monthly: int = 0,
+        keep_yearly: int = 0,
+        dry_run: bool = False,
     ) -> set[str]:
         """Release old snapshots; `garbage_collect` then removes what only they saw.
 
-        Released ids cannot be read from now on. What comes after a released snapshot gets the first one as parent.
-        The first snapshot and the tip of ``main`` always stay.
+        Released ids cannot be read from now on. What comes after a released snapshot gets the first one as parent, or
+        with keep rules the nearest that stays. The first snapshot and the tip of ``main`` always stay.
 
         Parameters
         ----------
@@ -44,6 +55,13 @@ class Maintenance:
             Snapshots written before this are released; with a time zone.
         delete_expired_branches, delete_expired_tags
             Delete the branches and tags whose snapshot is that old; without, those snapshots stay.
+        keep_last
+            Of the snapshots of each branch that are that old, so many of the newest stay.
+        keep_daily, keep_weekly, keep_monthly, keep_yearly
+            Of the snapshots of each branch that are that old, the newest one of each of the last so many days, ISO
+            weeks, months and years stays, in UTC; those without a snapshot do not count.
+        dry_run
+            Change nothing, only say what would go.
 
         Returns
         -------
@@ -58,8 +76,10 @@ class Maintenance:
         return expire.expire_snapshots(
             self._catalog,
             older_than,
+            KeepRules(keep_last, keep_daily, keep_weekly, keep_monthly, keep_yearly),
             delete_expired_branches=delete_expired_branches,
             delete_expired_tags=delete_expired_tags,
+            dry_run=dry_run,
         )
 
     def garbage_collect(
@@ -95,18 +115,23 @@ class Maintenance:
         """
         return gc.garbage_collect(self._catalog, self._objects, delete_object_older_than, dry_run=dry_run)
 
-    def compact(self) -> Compaction:
+    def compact(self, *, dry_run: bool = False) -> Compaction:
         """Give the space of removed rows back to the file system.
 
         Writes the file anew beside itself, in SQLite's temporary directory, so it needs that much space for a while.
         Nobody else can write meanwhile. When it fails, nothing has changed.
+
+        Parameters
+        ----------
+        dry_run
+            Change nothing; the size afterwards is then what is left without free pages, and it may become smaller.
 
         Raises
         ------
         ReadOnlyError, StorageError
             ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
-        return space.compact(self._catalog)
+        return space.compact(self._catalog, dry_run=dry_run)
 
     def repack(self, *, min_live: float = 0.5, progress: Progress | None = None) -> Repacking:
         """Write the needed part of mostly dead objects into new ones; `garbage_collect` then removes the old ones.

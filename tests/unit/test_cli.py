@@ -16,12 +16,13 @@ from typing import Any
 import oisst
 import pytest
 import xarray as xr
+import zarr
 
 import icelite
 from icelite.cli import main
 
 VERBS = ["create", "info", "log", "ls", "diff", "verify", "virtualize", "sources", "refs", "relocate"]
-VERBS += ["bundle", "export", "import"]
+VERBS += ["bundle", "export", "import", "expire", "gc", "compact"]
 
 
 class Shell:
@@ -122,7 +123,6 @@ def test_log_ls_and_diff(shell: Shell) -> None:
     assert "/sst" in shell.run("diff", "a.icelite@" + first["id"]).stdout
 
 
-def test_sources_refs_and_verify(shell: Shell) -> None:
 def test_the_history_of_a_file(shell: Shell) -> None:
     name = "oisst/oisst-avhrr-v02r01.20240831.nc"
     (added,) = shell.json("log", "a.icelite@august", "--file", name)
@@ -135,6 +135,7 @@ def test_the_history_of_a_file(shell: Shell) -> None:
     assert shell.json("log", "a.icelite", "--file", url, "-n", "0") == []
 
 
+def test_sources_refs_and_verify(shell: Shell) -> None:
     files = shell.json("sources", "a.icelite@august", "--check")
     assert [Path(row["path"]).name[-11:-3] for row in files] == ["20240830", "20240831", "20240901"]
     assert {(row["references"], row["state"]) for row in files} == {(4, "ok")}
@@ -212,10 +213,51 @@ def test_what_cannot_be_read_is_left_out_or_stops(tmp_path: Path) -> None:
         assert list(found.variables) == ["good"]
 
 
+def test_history_is_cut_and_space_given_back(tmp_path: Path) -> None:
+    here = Shell(tmp_path)
+    repo = icelite.Repository.create(tmp_path / "a.icelite")
+    ids = []
+    for number in range(4):
+        session = repo.writable_session("main")
+        array = zarr.create_array(session.store, name="x", shape=20_000, dtype="u1", compressors=None, overwrite=True)
+        array[:] = number + 1
+        ids.append(session.commit(f"work {number}"))
+    repo.create_tag("v1", ids[0])
+    repo.close()
+    expire = ["expire", "a.icelite", "--keep-last", "2"]
+    told = here.run(*expire, "--dry-run").stdout
+    assert "work 1" in told
+    assert told.endswith("would release 1 snapshots\n")
+    assert here.json(*expire, "--older-than", "35d", "--delete-tags")["released"] == []
+    assert here.json(*expire, "--dry-run")["released"] == [ids[1]]
+    assert here.run(*expire, "--keep-tags").stdout == "released 1 snapshots\n"
+    released = here.json("expire", "a.icelite", "--older-than", "2999-01-01", "--delete-tags")["released"]
+    assert released == sorted(ids[:3:2])
+    assert [info["id"] for info in here.json("log", "a.icelite")][:-1] == [ids[3]]
+    gc = ["gc", "a.icelite", "--older-than", "2999-01-01T00:00Z"]
+    planned = here.json(*gc, "--dry-run")
+    assert planned["nodes_deleted"] == 3
+    assert "would remove 3 chunks" in here.run(*gc, "--dry-run").stdout
+    assert here.json(*gc) == {**planned, "dry_run": False}
+    assert here.run("gc", "a.icelite").stdout == "removed nothing\n"
+    sizes = here.json("compact", "a.icelite", "--dry-run")
+    assert "would be left" in here.run("compact", "a.icelite", "--dry-run").stdout
+    assert here.json("compact", "a.icelite")["bytes_after"] <= sizes["bytes_after"] < sizes["bytes_before"]
+    assert here.run("compact", "a.icelite").stdout.endswith(" now\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["expire", "a.icelite"], "nothing says what to release"),
+        (["expire", "a.icelite", "--older-than", "35"], "'35' is no age such as 35d"),
+        (["expire", "a.icelite", "--keep-daily", "-1"], "keep_daily=-1"),
+        (["expire", "a.icelite@august", "--keep-daily", "1"], "leave @august out"),
+        (["gc", "a.icelite", "--older-than", "9999999w"], "no age"),
+        (["gc", "nope.icelite"], "no repository"),
+        (["compact", "a.icelite@main"], "leave @main out"),
         (["log", "nope.icelite"], "no repository"),
+        (["log", "a.icelite", "--file", "never.nc"], "no reference was ever to 'never.nc'"),
         (["ls", "a.icelite@nope"], "no branch or tag 'nope'"),
         (["ls", "a.icelite", "nope"], "nope"),
         (["refs", "a.icelite", "nope"], "nope"),
@@ -235,8 +277,6 @@ def test_bad_input_is_one_line(shell: Shell, arguments: list[str], words: str) -
 def test_text_of_a_catalog_cannot_play_with_the_terminal(tmp_path: Path) -> None:
     repo = icelite.Repository.create(tmp_path / "a.icelite")
     session = repo.writable_session("main")
-    import zarr
-
     zarr.create_group(session.store)
     session.commit("\x1b[31mred\nand more")
     shown = Shell(tmp_path).run("log", "a.icelite").stdout
@@ -253,4 +293,3 @@ def test_an_at_sign_that_is_no_reference(tmp_path: Path) -> None:
     assert convert(f"{tmp_path}/me@home/a.icelite@v1") == CatalogArgument(f"{tmp_path}/me@home/a.icelite", "v1")
     assert convert("https://me@host/a.icelite").ref is None
     assert convert("s3://bucket/a.icelite@v1") == CatalogArgument("s3://bucket/a.icelite", "v1")
-        (["log", "a.icelite", "--file", "never.nc"], "no reference was ever to 'never.nc'"),

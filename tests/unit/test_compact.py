@@ -42,6 +42,15 @@ def test_it_gives_the_space_back_and_changes_nothing_else(bench: Any) -> None:
     bench.commit({"x/c/50": b"afterwards"})
 
 
+def test_a_dry_run_changes_nothing(bench: Any) -> None:
+    data = bench.storage.read_bytes()
+    told = bench.repository.compact(dry_run=True)
+    assert bench.storage.read_bytes() == data
+    done = bench.repository.compact()
+    assert told.bytes_before == done.bytes_before
+    assert done.bytes_after <= told.bytes_after < 1.1 * done.bytes_after
+
+
 def test_in_memory(workbench: Any) -> None:
     workbench.commit({"x/zarr.json": workbench.array(4), "x/c/0": bytes(100_000)})
     workbench.commit({"x/c/0": b"short"})
