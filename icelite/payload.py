@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TypeVar
 
+from icelite.catalog.chunks import lookup_payload, lookup_payload_range, lookup_payloads
 from icelite.catalog.database import Catalog
-from icelite.catalog.json_column import damaged
 from icelite.catalog.locations import INLINE, lookup_location
-from icelite.catalog.payloads import lookup_payload, lookup_payload_range, lookup_payloads
 from icelite.catalog.settings import list_containers
+from icelite.catalog.values import damaged
 from icelite.change_set import StagedRef
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.objects import TRAILER_BYTES, NoObjects, Objects, check_trailer, virtual_location
@@ -92,7 +92,7 @@ class Payloads:
         return self.source(ref, chunk).is_local
 
     def read_inline(self, chunks: Mapping[int, str]) -> dict[int, bytes]:
-        """The bytes of many inline chunks, by payload id; see `icelite.catalog.payloads.lookup_payloads`."""
+        """The bytes of many inline chunks, by payload id; see `icelite.catalog.chunks.lookup_payloads`."""
         return lookup_payloads(self._catalog, chunks)
 
     def _inline(self, ref: ChunkRef, chunk: str, window: Window | None) -> bytes:

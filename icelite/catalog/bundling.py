@@ -15,10 +15,10 @@ import google_crc32c
 
 from icelite.catalog import checks, connections, known
 from icelite.catalog.changes import sum_anew
+from icelite.catalog.chunks import check_size
 from icelite.catalog.database import BEGIN_WRITE, COMMIT, Catalog, Transaction
 from icelite.catalog.failures import translated
 from icelite.catalog.locations import INLINE
-from icelite.catalog.payloads import check_size
 from icelite.storage import StorageConfig
 
 # Ranges of files and objects, in the order of the file; node_id and chunk say of one reference to it which it is.

@@ -1,24 +1,24 @@
-"""The `chunk_ref` table: where each chunk's bytes are, as each snapshot sees it.
+"""The `chunk_ref` and `payload` tables: where each chunk's bytes are, as each snapshot sees it, and the inline ones.
 
-A chunk is named by its grid position as text, ``12/0/3`` (``""`` for an array without dimensions).
+A chunk is named by its grid position as text, ``12/0/3`` (``""`` for an array without dimensions). Positions that the
+catalog joins, one a line, are read as what may come from a stranger. Inline bytes have a CRC-32C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from icelite.catalog.database import Catalog, Row, Transaction
-from icelite.catalog.json_column import damaged
-from icelite.catalog.payloads import check_payload
-from icelite.catalog.positions import split_positions
 from icelite.catalog.snapshots import LINEAGE
-from icelite.catalog.values import OPTIONAL_INT, check_number, check_types, types
-from icelite.errors import shown
+from icelite.catalog.values import OPTIONAL_INT, check_number, check_types, damaged, types
+from icelite.errors import ErrorKind, FormatError, InvalidInputError, shown
 from icelite.types import ChunkRef, ChunkType, InlineChunk, View
 
 # One segment in the lineage: the greatest seq that is not above ours wins, and the key finds it.
@@ -234,3 +234,144 @@ def sum_stored_bytes(txn: Transaction) -> dict[ChunkType, int]:
         if row[0] not in KINDS:
             raise damaged("a location", f"its kind is {row[0]}")
     return {ChunkType(kind): total for kind, total in rows}
+
+
+# -- inline bytes --------------------------------------------------------------------------------------------------
+
+MAX_BYTES = 999_000_000  # SQLite's limit on a row is 1,000,000,000 (https://sqlite.org/limits.html)
+
+SELECT_PAYLOAD = "SELECT data, crc32c FROM payload WHERE id = ?"
+SELECT_PAYLOADS = "SELECT id, data, crc32c FROM payload WHERE id IN (SELECT value FROM json_each(?))"
+INSERT_PAYLOAD = "INSERT INTO payload (data, crc32c, written_at) VALUES (?, ?, ?)"
+
+
+def insert_payload(txn: Transaction, data: bytes, written_at: int) -> int:
+    """Store bytes; their id."""
+    return txn.insert(INSERT_PAYLOAD, (data, google_crc32c.value(data), written_at))
+
+
+def check_size(size: int, chunk: str) -> None:
+    """Refuse what SQLite cannot hold in one row.
+
+    Raises
+    ------
+    InvalidInputError
+        ``chunk-too-large``.
+    """
+    if size > MAX_BYTES:
+        raise InvalidInputError(
+            f"chunk {chunk} has {size} bytes, an inline chunk at most {MAX_BYTES}; use smaller chunks",
+            ErrorKind.CHUNK_TOO_LARGE,
+        )
+
+
+def lookup_payload(catalog: Catalog, payload_id: int, chunk: str) -> bytes:
+    """The bytes of an inline chunk, checked.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when the row is missing or its bytes are not those that were written.
+    """
+    row = catalog.row(SELECT_PAYLOAD, (payload_id,))
+    return check_payload(catalog, row, payload_id, chunk)
+
+
+def lookup_payloads(catalog: Catalog, chunks: Mapping[int, str]) -> dict[int, bytes]:
+    """`lookup_payload` for many chunks in one statement: the bytes by payload id.
+
+    Parameters
+    ----------
+    chunks
+        Which payloads, and the chunk of each, for messages.
+    """
+    with catalog.read() as txn:
+        ids = "[" + ",".join(map(str, chunks)) + "]"
+        rows = {payload_id: row for payload_id, *row in txn.rows(SELECT_PAYLOADS, (ids,))}
+    return {i: check_payload(catalog, rows.get(i), i, chunk) for i, chunk in chunks.items()}
+
+
+def check_payload(catalog: Catalog, row: Sequence[Any] | None, payload_id: int, chunk: str) -> bytes:
+    """The bytes in a row of data and CRC.
+
+    Raises
+    ------
+    FormatError
+        As `lookup_payload`.
+    """
+    if row is None:
+        raise FormatError(
+            f"{catalog.storage.name}: the payload {payload_id} of chunk {chunk} is missing", ErrorKind.CORRUPT
+        )
+    data = row[0]
+    if type(data) is not bytes or google_crc32c.value(data) != row[1]:
+        raise FormatError(
+            f"{catalog.storage.name}: the bytes of chunk {chunk} are damaged (payload {payload_id}: wrong CRC-32C);"
+            " restore the file from a copy",
+            ErrorKind.CORRUPT,
+        )
+    return data
+
+
+def lookup_payload_range(catalog: Catalog, payload_id: int, start: int, length: int) -> bytes:
+    """``length`` bytes from ``start`` of an inline chunk; a part cannot be checked against the CRC."""
+    with catalog.read() as txn:
+        return txn.read_blob("payload", "data", payload_id, start, length)
+
+
+# -- grid positions ------------------------------------------------------------------------------------------------
+
+_GREATEST = 2**63 - 1
+_LONG = 40  # characters: only in longer positions it is worth while to look for
+_HUGE = re.compile("[0-9]{20}")  # ... a number that Python would refuse to read, or take long to
+
+
+def split_positions(text: object, what: str) -> list[str]:
+    """The grid positions in a text; ``what`` names its row, for the error.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when one is not numbers with slashes between them.
+    """
+    if not isinstance(text, str) or not text.isascii():
+        raise damaged(what, "a grid position is not a text of numbers")
+    bare = not text.encode().translate(None, b"0123456789/\n")  # a regular expression would take 20 times as long
+    if not bare or text[:1] == "/" or text[-1:] == "/" or any(fault in text for fault in ("//", "/\n", "\n/")):
+        raise damaged(what, "a grid position is not numbers with slashes between them")
+    names = text.split("\n")
+    if max(map(len, names)) > _LONG and _HUGE.search(text):
+        raise damaged(what, "a grid position has a number of 20 digits or more")
+    return names
+
+
+def as_grid(chunks: Sequence[str], ndim: int, what: str) -> npt.NDArray[np.uint32] | npt.NDArray[np.uint64]:
+    """Grid positions as numbers: chunks x dimensions, of 32 bits unless one needs more.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt`` when one does not have a number below 2**63 - 1 for each dimension.
+    """
+    if not chunks or not ndim:
+        if any(chunks):
+            raise damaged(what, "a chunk of an array without dimensions has a grid position")
+        return np.zeros((len(chunks), ndim), dtype=np.uint32)
+    text = "\n".join(chunks)
+    marks = np.frombuffer(text.encode() + b"\n", dtype=np.uint8)
+    marks = marks[marks < ord("0")]  # of digits, slashes and line breaks, the latter two
+    if marks.size != len(chunks) * ndim or not np.array_equal(
+        marks.reshape(-1, ndim) == ord("\n"), _last(ndim, chunks)
+    ):
+        raise damaged(what, f"a grid position does not have {ndim} numbers")
+    if not all(chunks):
+        raise damaged(what, "a grid position is empty")
+    grid = np.fromstring(text.replace("/", "\n"), dtype=np.int64, sep="\n").reshape(-1, ndim)
+    greatest = int(grid.max())
+    if greatest == _GREATEST:  # which numpy also makes of what is greater
+        raise damaged(what, f"a grid position has a number of {_GREATEST} or more")
+    return grid.astype(np.uint32) if greatest < 2**32 else grid.astype(np.uint64)
+
+
+def _last(ndim: int, chunks: Sequence[str]) -> npt.NDArray[np.bool_]:
+    return np.broadcast_to(np.arange(ndim) == ndim - 1, (len(chunks), ndim))

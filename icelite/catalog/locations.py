@@ -1,18 +1,22 @@
-"""The `location` table: the files and objects that hold chunk bytes, one row each."""
+"""The `location` table: the files and objects that hold chunk bytes, one row each.
+
+Of native objects also what references see: how much of each is needed, and moving what is needed elsewhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from icelite.budget import MAX_ETAG_CHARACTERS, MAX_LOCATION_CHARACTERS
-from icelite.catalog.checksums import row_crc
+from icelite.catalog.changes import add_to_sums
+from icelite.catalog.checksums import ref_hash, row_crc
 from icelite.catalog.database import Catalog, Row, Transaction
-from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting
-from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_text, check_types, types
+from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_text, check_types, damaged, types
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, SessionStateError
-from icelite.objects import check_key, key_time
+from icelite.objects import TRAILER_BYTES, check_key, key_time
 from icelite.types import ChunkType, Location
 
 REMOTE_SCHEMES = ("s3",)
@@ -194,3 +198,70 @@ def has_remote_locations(catalog: Catalog) -> bool:
         return txn.row(SELECT_REMOTE_CONTAINER) is not None or any(
             txn.row(SELECT_REMOTE_LOCATION, (scheme,)) is not None for scheme in REMOTE_SCHEMES
         )
+
+
+# -- native objects ------------------------------------------------------------------------------------------------
+
+_EXTENTS = """
+SELECT DISTINCT location_id, offset, length FROM chunk_ref
+WHERE location_id IN (SELECT id FROM location WHERE kind = 1)
+"""
+SELECT_EXTENTS = _EXTENTS + "ORDER BY location_id, offset"
+SELECT_PACKS = f"""
+SELECT l.id, l.path, coalesce(l.size, 0), coalesce(sum(r.length + {TRAILER_BYTES}), 0)
+FROM location l LEFT JOIN ({_EXTENTS}) r ON r.location_id = l.id WHERE l.kind = 1 GROUP BY l.id
+"""
+SELECT_NATIVE_REFS = """
+SELECT node_id, chunk, seq, location_id, offset, length FROM chunk_ref
+WHERE location_id IN (SELECT id FROM location WHERE kind = 1)
+"""
+SELECT_NAMED = "SELECT 1 FROM location WHERE id = ? AND kind = 1"
+UPDATE_REF = "UPDATE chunk_ref SET location_id = ?1, offset = ?2 WHERE node_id = ?3 AND chunk = ?4 AND seq = ?5"
+
+PACK = types(int, str, int, int)
+EXTENT = types(int, int, int)
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A native object: its bytes, and how many of them some reference needs, trailers included."""
+
+    location_id: int
+    key: str
+    size: int
+    live: int
+
+
+def list_packs(txn: Transaction) -> list[Pack]:
+    """Every native object that the catalog names."""
+    rows = txn.rows(SELECT_PACKS)
+    for row in rows:
+        check_types(row, PACK, "a native object")
+    return [Pack(*row) for row in rows]
+
+
+def list_extents(txn: Transaction) -> list[tuple[int, int, int]]:
+    """Location, offset and length in bytes of every part of an object that a reference names, in this order."""
+    rows = txn.rows(SELECT_EXTENTS)
+    for row in rows:
+        check_types(row, EXTENT, "a reference to a native object")
+    return [(location_id, offset, length) for location_id, offset, length in rows]
+
+
+def is_named(txn: Transaction, location_id: int) -> bool:
+    """Whether there is a native object with this number."""
+    return txn.row(SELECT_NAMED, (location_id,)) is not None
+
+
+def move_extents(txn: Transaction, moved: Mapping[tuple[int, int, int], tuple[int, int]]) -> None:
+    """Point references at the new location and offset of the same bytes, in whatever snapshot they are."""
+    changed: list[tuple[int, int, int, str, int]] = []
+    sums: dict[tuple[int, int], int] = {}
+    for node_id, chunk, seq, location_id, offset, length in txn.rows(SELECT_NATIVE_REFS):
+        place = moved.get((location_id, offset, length))
+        if place is not None:
+            changed.append((*place, node_id, chunk, seq))
+            difference = ref_hash(chunk, *place, length) - ref_hash(chunk, location_id, offset, length)
+            sums[seq, node_id] = sums.get((seq, node_id), 0) + difference
+    txn.run_many(UPDATE_REF, changed)
+    add_to_sums(txn, sums)

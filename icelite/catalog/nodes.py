@@ -13,9 +13,16 @@ from collections.abc import Mapping
 
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Catalog, Row, Transaction
-from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.snapshots import LINEAGE
-from icelite.catalog.values import OPTIONAL_TEXT, check_node_path, check_text, check_types, types
+from icelite.catalog.values import (
+    OPTIONAL_TEXT,
+    check_node_path,
+    check_text,
+    check_types,
+    damaged,
+    read_json_object,
+    types,
+)
 from icelite.errors import shown
 from icelite.keys import DOCUMENTS, check_path
 from icelite.types import Node, View

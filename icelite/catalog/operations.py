@@ -12,8 +12,7 @@ from typing import Any
 from icelite import types as values
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Transaction
-from icelite.catalog.json_column import damaged, read_json_object
-from icelite.catalog.values import check_types, types
+from icelite.catalog.values import check_types, damaged, read_json_object, types
 from icelite.errors import shown
 from icelite.types import RepoStatus
 

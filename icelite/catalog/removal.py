@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from icelite.catalog import usage
-from icelite.catalog.changes import add_to_sums, next_array
+from icelite.catalog.changes import add_to_sums, list_usage_points, next_array, remove_usage
 from icelite.catalog.checksums import ref_hash, row_crc
 from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Row, Transaction
@@ -254,8 +253,8 @@ def remove_changes(txn: Transaction, tree: SnapshotTree) -> int:
     for seq, seg in _points(txn, SELECT_CHANGE_POINTS):
         if not _is_behind_any(tree, seg, seq):
             removed += txn.run(DELETE_CHANGES, (seq,))
-    forgotten = [seq for seq, seg in usage.list_points(txn) if not _is_behind_any(tree, seg, seq)]
-    usage.remove_points(txn, forgotten)
+    forgotten = [seq for seq, seg in list_usage_points(txn) if not _is_behind_any(tree, seg, seq)]
+    remove_usage(txn, forgotten)
     return removed + txn.run(DELETE_CHANGES_OF_FORGOTTEN)
 
 

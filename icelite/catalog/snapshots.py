@@ -12,9 +12,16 @@ from typing import Any, NamedTuple
 from icelite.budget import MAX_SEGMENTS_OF_HISTORY, over_budget
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Row, Transaction
-from icelite.catalog.json_column import damaged, read_json_object
 from icelite.catalog.operations import operation_crc, to_datetime, to_microseconds
-from icelite.catalog.values import OPTIONAL_INT, OPTIONAL_TEXT, check_number, check_types, types
+from icelite.catalog.values import (
+    OPTIONAL_INT,
+    OPTIONAL_TEXT,
+    check_number,
+    check_types,
+    damaged,
+    read_json_object,
+    types,
+)
 from icelite.errors import ErrorKind, FormatError, SnapshotNotFoundError, shown
 from icelite.types import CROCKFORD, INITIAL_SNAPSHOT_ID, SnapshotInfo, View, is_snapshot_id, parse_snapshot_id
 

@@ -2,19 +2,19 @@
 
 STRICT, CHECK and NOT NULL bind who writes through SQLite, not who writes the bytes of the file, and nobody looks at all
 of a catalog that is opened with ``check="never"`` or read by ranges. So every function that reads a row checks its
-types here before it uses it, and the texts that are names or paths besides.
+types here before it uses it, and the texts that are names, paths or JSON besides.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from itertools import product
 from types import NoneType
 from typing import Any
 
 from icelite.budget import MAX_DOCUMENT_CHARACTERS, MAX_NAME_CHARACTERS, over_budget
-from icelite.catalog.json_column import damaged
-from icelite.errors import shown
+from icelite.errors import ErrorKind, FormatError, shown
 from icelite.keys import find_path_fault
 
 Types = Collection[tuple[type, ...]]
@@ -88,3 +88,34 @@ def check_node_path(value: object) -> str:
     if fault is not None:
         raise damaged("a node", f"its path {shown(value)} {fault}")
     return str(value)
+
+
+def read_json(text: str, what: str) -> Any:
+    """The value in a JSON text; ``what`` names its row, for the error.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``; ``over-budget``.
+    """
+    if type(text) is not str:
+        raise damaged(what, f"a {type(text).__name__}, not a text")
+    if len(text) > MAX_DOCUMENT_CHARACTERS:
+        raise over_budget(what, f"a text of {len(text)} characters", f"{MAX_DOCUMENT_CHARACTERS}")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(what, f"not JSON: {error}") from error
+
+
+def read_json_object(text: str, what: str) -> dict[str, Any]:
+    """The JSON object in a text; as `read_json`."""
+    value = read_json(text, what)
+    if not isinstance(value, dict):
+        raise damaged(what, f"a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def damaged(what: str, finding: str) -> FormatError:
+    """The error for a row that holds what icelite never wrote."""
+    return FormatError(f"{what} of the catalog is damaged: {finding}; restore the file from a copy", ErrorKind.CORRUPT)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from icelite.catalog import staging, usage
-from icelite.catalog.changes import insert_change
+from icelite.catalog import staging
+from icelite.catalog.changes import count_array_refs, count_replaced_refs, insert_change, record_usage
 from icelite.catalog.database import Catalog, Transaction
 from icelite.change_set.chunks import ChunkChanges
 from icelite.change_set.native import Native
@@ -154,7 +154,7 @@ class ChangeSet(ChunkChanges, NodeChanges):
             insert_change(txn, view, ids.get(node_id, node_id), change, packed, tally.refs_sum(location_ids))
         for node_id, change in changes.items():
             insert_change(txn, view, ids.get(node_id, node_id), change, None, 0)
-        usage.record_usage(txn, view, self._count_added(location_ids.tolist(), counts.tolist()), removed)
+        record_usage(txn, view, self._count_added(location_ids.tolist(), counts.tolist()), removed)
 
     def _count_added(self, location_ids: list[int], counts: list[int]) -> dict[int, int]:
         """How many of the staged references lead to each file, by location id."""
@@ -168,8 +168,8 @@ class ChangeSet(ChunkChanges, NodeChanges):
         removed: Counter[int] = Counter()
         for node_id in with_refs:
             if node_id > 0:
-                removed.update(usage.count_replaced(txn, self.view, node_id))
+                removed.update(count_replaced_refs(txn, self.view, node_id))
         for node_id, change in changes.items():
             if change == NodeChange.deleted:
-                removed.update(usage.count_all(txn, self.view, node_id))
+                removed.update(count_array_refs(txn, self.view, node_id))
         return removed

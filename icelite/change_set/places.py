@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from icelite.catalog.chunks import check_size, insert_payload
 from icelite.catalog.locations import INLINE
 from icelite.catalog.operations import now
-from icelite.catalog.payloads import check_size, insert_payload
-from icelite.catalog.permissions import check_online
+from icelite.catalog.settings import check_online
 from icelite.change_set.change_set import ChangeSet
 from icelite.change_set.chunks import StagedRef
 from icelite.types import ChunkRef

@@ -25,7 +25,7 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog
 from icelite.catalog.drafts import drafted
 from icelite.catalog.operations import log_operation, to_microseconds
-from icelite.catalog.permissions import check_online
+from icelite.catalog.settings import check_online
 from icelite.change_set import ChangeSet, Entry
 from icelite.config import RepositoryConfig
 from icelite.errors import ErrorKind, InvalidInputError, RepositoryNotFoundError, StorageError

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from icelite.budget import unpacked_limit
-from icelite.catalog.positions import as_grid
+from icelite.catalog.chunks import as_grid
 from icelite.errors import ErrorKind, InvalidInputError, shown
 from icelite.kerchunk.references import (
     WHOLE,

@@ -15,7 +15,7 @@ from datetime import datetime
 from icelite.catalog import refs, removal
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation, to_microseconds
-from icelite.catalog.permissions import check_online
+from icelite.catalog.settings import check_online
 from icelite.catalog.snapshots import Ancestor, load_history
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.ops.keeping import KeepRules

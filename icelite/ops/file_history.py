@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from icelite.catalog import locations, usage
+from icelite.catalog import locations
+from icelite.catalog.changes import UsageRow, list_usage
 from icelite.catalog.database import Catalog
-from icelite.catalog.json_column import read_json_object
 from icelite.catalog.operations import to_datetime
 from icelite.catalog.settings import list_containers
+from icelite.catalog.values import read_json_object
 from icelite.config import VirtualChunkContainer
 from icelite.errors import ErrorKind, NotFoundError
 from icelite.ops.prefixes import Prefix, parse_prefix
@@ -28,7 +29,7 @@ def list_file_history(catalog: Catalog, view: View, url: str) -> list[FileChange
     with catalog.read() as txn:
         names = dict.fromkeys(_names(prefix, list_containers(txn)))
         found = {number: place for name in names for number, place in locations.find_files(txn, *name).items()}
-        rows = usage.list_history(txn, view, found)
+        rows = list_usage(txn, view, found)
     if not found:
         raise NotFoundError(
             f"no reference was ever to {url!r}; sources() lists the files of a snapshot", ErrorKind.LOCATION_NOT_FOUND
@@ -49,11 +50,11 @@ def _names(prefix: Prefix, containers: dict[str, VirtualChunkContainer]) -> Iter
                 yield name, url[len(container.url_prefix) :]
 
 
-def _changes(rows: list[usage.UsageRow], places: dict[int, Location]) -> Iterator[FileChange]:
+def _changes(rows: list[UsageRow], places: dict[int, Location]) -> Iterator[FileChange]:
     """What each snapshot did; it may have several rows, one for each location of the file."""
     refs = dict.fromkeys(places, 0)
     before = after = 0
-    newest: usage.UsageRow | None = None  # of this snapshot: that of the location it refers to
+    newest: UsageRow | None = None  # of this snapshot: that of the location it refers to
     for row, following in zip_longest(rows, rows[1:]):
         after += row.refs - refs[row.location_id]
         refs[row.location_id] = row.refs
@@ -67,7 +68,7 @@ def _changes(rows: list[usage.UsageRow], places: dict[int, Location]) -> Iterato
         before, newest = after, None
 
 
-def _file_change(row: usage.UsageRow, change: str, references: int, place: Location) -> FileChange:
+def _file_change(row: UsageRow, change: str, references: int, place: Location) -> FileChange:
     snapshot_id = row.snapshot_id
     if snapshot_id is None:
         snapshot_id = str(read_json_object(row.detail or "", f"operation {row.seq}").get("new_snap_id"))

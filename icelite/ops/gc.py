@@ -17,9 +17,8 @@ from icelite.catalog import removal
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.locations import COLLECTED, find_collected, list_known_objects
 from icelite.catalog.operations import log_operation, now
-from icelite.catalog.permissions import check_online
 from icelite.catalog.reachability import load_tree
-from icelite.catalog.settings import save_setting
+from icelite.catalog.settings import check_online, save_setting
 from icelite.objects import NoObjects, Objects, key_time
 from icelite.ops.expire import DryRun, moment_of
 from icelite.types import GCSummary

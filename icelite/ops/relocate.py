@@ -15,7 +15,7 @@ from icelite.catalog import locations as location_table
 from icelite.catalog import settings
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
-from icelite.catalog.permissions import check_online
+from icelite.catalog.settings import check_online
 from icelite.config import VirtualChunkContainer, covers, longest_covering
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, NotFoundError, StorageError, redact
 from icelite.ops.prefixes import Prefix, check_location, join, parent, parse_prefix

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from icelite.catalog import packs
+from icelite.catalog import locations
 from icelite.catalog.database import Catalog
 from icelite.catalog.locations import check_objects, intern_location, lookup_location
 from icelite.catalog.operations import log_operation
-from icelite.catalog.permissions import check_online
 from icelite.catalog.removal import remove_locations
+from icelite.catalog.settings import check_online
 from icelite.change_set import PENDING_BYTES, Native
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.payload import Payloads
@@ -31,8 +31,8 @@ def repack(
         raise InvalidInputError(f"min_live={min_live!r} must be a share above 0, up to 1", ErrorKind.INVALID_ARGUMENT)
     with catalog.read() as txn:
         check_online(txn)
-        dead = {found.location_id: found for found in packs.list_packs(txn) if found.live < min_live * found.size}
-        extents = [extent for extent in packs.list_extents(txn) if extent[0] in dead]
+        dead = {found.location_id: found for found in locations.list_packs(txn) if found.live < min_live * found.size}
+        extents = [extent for extent in locations.list_extents(txn) if extent[0] in dead]
     moved: dict[Extent, NewPlace] = {}
     for batch in _batches(extents):
         moved.update(_copy(catalog, payloads, native, batch))
@@ -43,7 +43,7 @@ def repack(
             check_online(txn)
             check_objects(txn, {place for place, _ in moved.values()})  # collection may have run meanwhile
             ids = {place: intern_location(txn, place) for place, _ in moved.values()}
-            packs.move_extents(txn, {old: (ids[place], offset) for old, (place, offset) in moved.items()})
+            locations.move_extents(txn, {old: (ids[place], offset) for old, (place, offset) in moved.items()})
             remove_locations(txn)
             log_operation(txn, "ObjectsRepacked", {"objects": len(dead)})
     live = sum(found.live for found in dead.values())

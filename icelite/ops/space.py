@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from icelite.catalog.chunks import sum_stored_bytes
 from icelite.catalog.database import Catalog
-from icelite.catalog.permissions import check_online
+from icelite.catalog.settings import check_online
 from icelite.types import ChunkStorageStats, ChunkType, Compaction
 
 

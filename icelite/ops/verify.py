@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import TypeAlias
 
-from icelite.catalog import invariants, packs
+from icelite.catalog import invariants, locations
 from icelite.catalog.changes import RefPosition, WrittenRefs, next_array, scan_versions
 from icelite.catalog.checksums import SUM_MASK
 from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Catalog
-from icelite.catalog.json_column import read_json, read_json_object
-from icelite.catalog.pace import Pace
+from icelite.catalog.invariants import Pace
 from icelite.catalog.reachability import load_tree
+from icelite.catalog.values import read_json, read_json_object
 from icelite.errors import ErrorKind, FormatError, IceliteError, InvalidInputError
 from icelite.keys import check_path
 from icelite.metadata import check_document
@@ -230,8 +230,8 @@ def _compare_changes(pace: Pace, written: dict[tuple[int, int], WrittenRefs], ho
 def _check_objects(pace: Pace, payloads: Payloads, native: Native, how: str, problems: Problems) -> Iterator[Finding]:
     """Native objects are there and as long as they were; for ``read`` also, every chunk in them has its checksum."""
     with pace.read() as txn:
-        stored = packs.list_packs(txn)
-        extents = packs.list_extents(txn) if how == "read" else []
+        stored = locations.list_packs(txn)
+        extents = locations.list_extents(txn) if how == "read" else []
     problems.objects = len(stored)
     if not stored:
         return
@@ -262,7 +262,7 @@ def _check_objects(pace: Pace, payloads: Payloads, native: Native, how: str, pro
 def _is_needed(pace: Pace, location_id: int) -> bool:
     """Whether the catalog still names an object: it may have been collected meanwhile."""
     with pace.read() as txn:
-        return packs.is_named(txn, location_id)
+        return locations.is_named(txn, location_id)
 
 
 CHECKS: dict[str, Check] = {

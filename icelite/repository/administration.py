@@ -14,9 +14,18 @@ from typing import Any
 
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import log_operation
-from icelite.catalog.permissions import check_online, find_status, list_flags, save_flag, save_status
 from icelite.catalog.repeating import repeated
-from icelite.catalog.settings import find_setting, load_config, save_config, save_setting
+from icelite.catalog.settings import (
+    check_online,
+    find_setting,
+    find_status,
+    list_flags,
+    load_config,
+    save_config,
+    save_flag,
+    save_setting,
+    save_status,
+)
 from icelite.config import RepositoryConfig, normalize_prefix
 from icelite.credentials import AnyCredential
 from icelite.errors import ConflictError, ErrorKind, InvalidInputError

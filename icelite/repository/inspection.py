@@ -10,8 +10,7 @@ from typing import Any
 from icelite.catalog import nodes, operations, refs, snapshots
 from icelite.catalog.changes import list_changes_since
 from icelite.catalog.database import Catalog
-from icelite.catalog.permissions import find_status, list_flags
-from icelite.catalog.settings import find_setting, load_config
+from icelite.catalog.settings import find_setting, find_status, list_flags, load_config
 from icelite.metadata import array_info
 from icelite.repository.differences import find_differences
 from icelite.repository.names import lookup_named

@@ -18,8 +18,8 @@ from urllib.parse import unquote
 
 from icelite.budget import MAX_SEGMENTS
 from icelite.catalog.database import Transaction
-from icelite.catalog.json_column import damaged
 from icelite.catalog.settings import find_setting, save_setting
+from icelite.catalog.values import damaged
 from icelite.config import VirtualChunkContainer
 from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials, S3Options
 from icelite.errors import ErrorKind, InvalidInputError, has_secret, shown

@@ -13,8 +13,8 @@ from typing import Any
 from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import to_microseconds
-from icelite.catalog.permissions import check_feature, check_online
 from icelite.catalog.prepared import Spares
+from icelite.catalog.settings import check_feature, check_online
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver
 from icelite.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError

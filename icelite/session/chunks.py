@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from icelite import types
+from icelite.catalog.chunks import as_grid
 from icelite.catalog.locations import INLINE
-from icelite.catalog.positions import as_grid
 from icelite.change_set import ChangeSet, StagedRef
 from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, StorageError, redact
 from icelite.keys import check_path

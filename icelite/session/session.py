@@ -20,8 +20,8 @@ from typing import Any
 from icelite.catalog import operations, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.locations import has_remote_locations
-from icelite.catalog.permissions import check_online
 from icelite.catalog.repeating import repeat_write
+from icelite.catalog.settings import check_online
 from icelite.change_set import ChangeSet, Native, absorb, longer
 from icelite.config import RepositoryConfig
 from icelite.conflicts import VersionSelection

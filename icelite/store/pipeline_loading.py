@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from icelite.catalog.json_column import damaged
 from icelite.catalog.locations import INLINE
+from icelite.catalog.values import damaged
 from icelite.change_set import ChangeSet, Entry, StagedRef
 from icelite.errors import StorageError
 from icelite.expansion import Expansion

@@ -20,7 +20,7 @@ from zarr.core.array_spec import ArrayConfig
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore, StorePath
 
-from icelite.catalog.payloads import check_size
+from icelite.catalog.chunks import check_size
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.formats.inspection import open_source, read_gap
 from icelite.formats.parsed import FileInspection, Gap

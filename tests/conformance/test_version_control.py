@@ -41,7 +41,7 @@ from icelite import (
     Session,
     SessionStateError,
 )
-from icelite.catalog import packs
+from icelite.catalog import locations
 from icelite.objects import Objects
 
 Keys = dict[str, bytes]
@@ -508,7 +508,7 @@ class InObjects(VersionControl):
     def named(self) -> set[str]:
         """The objects that the catalog names."""
         with self.repo._catalog.read() as txn:
-            return {found.key for found in packs.list_packs(txn)}
+            return {found.key for found in locations.list_packs(txn)}
 
     @precondition(VersionControl.has_work)
     @rule(number=st.integers(0, 3))

@@ -20,7 +20,7 @@ import zarr
 from zarr.core.sync import sync
 
 from icelite import RepositoryConfig
-from icelite.catalog import packs
+from icelite.catalog import locations
 from icelite.objects import Objects
 from icelite.repository import Repository
 from icelite.session import Session
@@ -217,7 +217,7 @@ def sweep(repository: Repository) -> int:
     removed = repository.garbage_collect(datetime.now(UTC)).objects_deleted
     assert isinstance(repository._objects, Objects)
     with repository._catalog.read() as txn:
-        named = {found.key for found in packs.list_packs(txn)}
+        named = {found.key for found in locations.list_packs(txn)}
     assert {found.key for found in repository._objects.scan()} == named
     return removed
 

@@ -21,8 +21,8 @@ import zarr
 from icelite import ConflictDetector, Repository, RepositoryConfig, StorageError
 from icelite.catalog import door
 from icelite.catalog import locks as guard
+from icelite.catalog.chunks import insert_payload
 from icelite.catalog.database import Catalog
-from icelite.catalog.payloads import insert_payload
 from icelite.catalog.settings import find_setting, save_setting
 from icelite.storage import as_storage
 
@@ -375,7 +375,7 @@ def test_a_journal_left_by_a_crash_is_played_back_beside_readers(path: Path, cat
     crash = """
 import os, sys, signal
 from icelite.catalog.database import Catalog
-from icelite.catalog.payloads import insert_payload
+from icelite.catalog.chunks import insert_payload
 from icelite.storage import as_storage
 with Catalog(as_storage(sys.argv[1])).write() as txn:
     txn.run("DELETE FROM branch")

@@ -134,7 +134,7 @@ def test_a_file_that_is_gone_or_cut_is_named(path: Path, loss: str) -> None:
 STOPPED = """
 import os, signal, sys
 from icelite.catalog.database import Catalog
-from icelite.catalog.payloads import insert_payload
+from icelite.catalog.chunks import insert_payload
 from icelite.storage import as_storage
 with Catalog(as_storage(sys.argv[1])).write() as txn:
     for _ in range(24):

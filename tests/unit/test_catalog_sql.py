@@ -52,19 +52,25 @@ SCANS = {
     "snapshots.SELECT_INFOS": "s",
     "chunks.SELECT_CHUNKS": "k VIRTUAL TABLE INDEX 1:",  # the names that were asked for
     "staging.SELECT_SOME_REFS": "k VIRTUAL TABLE INDEX 1:",
-    "payloads.SELECT_PAYLOADS": "json_each VIRTUAL TABLE INDEX 1:",
+    "chunks.SELECT_PAYLOADS": "json_each VIRTUAL TABLE INDEX 1:",
     "staging.SELECT_CHANGED_NODES": "staged.chunk_ref",
     "changes.SELECT_WRITTEN": "k VIRTUAL TABLE INDEX 1:",
-    "usage.COUNT_ALL": "c",  # what the inner query found
-    "usage.COUNT_REPLACED": "c",
-    "usage.SELECT_OF_SNAPSHOT": "usage",  # only an amend asks
-    "usage.SELECT_HISTORY": "k VIRTUAL TABLE INDEX 1:",
-    "usage.SELECT_USAGE": "k VIRTUAL TABLE INDEX 1:",
+    "changes.COUNT_ALL": "c",  # what the inner query found
+    "changes.COUNT_REPLACED": "c",
+    "changes.SELECT_OF_SNAPSHOT": "usage",  # only an amend asks
+    "changes.SELECT_HISTORY": "k VIRTUAL TABLE INDEX 1:",
+    "changes.SELECT_USAGE": "k VIRTUAL TABLE INDEX 1:",
     "staging.SELECT_LOST": "r",
 }
 # Expiration, garbage collection, verification and statistics look at everything.
-MAINTENANCE = {"removal", "reachability", "invariants", "packs", "chunks.SELECT_SUMS"}
-MAINTENANCE |= {"changes.SELECT_ALL_SUMS", "changes.SELECT_ARRAY_AFTER", "usage.SELECT_POINTS", "usage.DELETE_POINTS"}
+MAINTENANCE = {"removal", "reachability", "invariants", "chunks.SELECT_SUMS"}
+MAINTENANCE |= {"locations.SELECT_EXTENTS", "locations.SELECT_PACKS", "locations.SELECT_NATIVE_REFS"}
+MAINTENANCE |= {
+    "changes.SELECT_ALL_SUMS",
+    "changes.SELECT_ARRAY_AFTER",
+    "changes.SELECT_USAGE_POINTS",
+    "changes.DELETE_USAGE",
+}
 # These run on a copy of a catalog that nobody else has opened, and use a table of their own.
 ON_A_COPY = {"bundling"}
 # Every one of these runs for each chunk, each node, each location or each commit.
@@ -82,7 +88,7 @@ HOT = {
     "locations.SELECT_LOCATION": "l USING INTEGER PRIMARY KEY (rowid=?)",
     "locations.SELECT_LOCATION_ID": "location USING INDEX location_by_path (path=?)",
     "locations.SELECT_REMOTE_LOCATION": "location USING COVERING INDEX location_by_path (path>? AND path<?)",
-    "payloads.SELECT_PAYLOAD": "payload USING INTEGER PRIMARY KEY (rowid=?)",
+    "chunks.SELECT_PAYLOAD": "payload USING INTEGER PRIMARY KEY (rowid=?)",
     "snapshots.SELECT_SEQ": "snapshot USING COVERING INDEX sqlite_autoindex_snapshot_1 (id=?)",
     "snapshots.SELECT_INFO": "s USING INTEGER PRIMARY KEY (rowid=?)",
     "snapshots.SELECT_LINEAGE": "s USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import icelite
 from icelite.catalog import chunks as chunk_table
-from icelite.catalog.positions import as_grid
+from icelite.catalog.chunks import as_grid
 from icelite.errors import FormatError, IceliteError
 from icelite.types import ChunkType
 from icelite.types.reports import SHOWN

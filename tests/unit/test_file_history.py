@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import icelite
 from icelite import BasicConflictSolver, ConflictError, FileChange, RebaseFailedError, Repository, Session
 from icelite.catalog import snapshots
+from icelite.catalog.changes import SELECT_USAGE
 from icelite.catalog.chunks import list_uses
-from icelite.catalog.usage import SELECT_USAGE
 from icelite.errors import AlreadyExistsError, ErrorKind, NotFoundError, SessionStateError
 
 FILES = 3

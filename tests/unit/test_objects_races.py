@@ -18,7 +18,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 
 from icelite import ConflictDetector, Repository, RepositoryConfig, Session
-from icelite.catalog import packs
+from icelite.catalog import locations
 from icelite.change_set import StagedRef
 from icelite.errors import ErrorKind, SessionStateError
 from icelite.objects import Objects
@@ -60,7 +60,7 @@ def filled(value: int) -> list[int]:
 def orphans(repo: Repository) -> int:
     assert isinstance(repo._objects, Objects)
     with repo._catalog.read() as txn:
-        named = {found.key for found in packs.list_packs(txn)}
+        named = {found.key for found in locations.list_packs(txn)}
     present = {found.key for found in repo._objects.scan()}
     assert named <= present
     return len(present - named)
