@@ -10,8 +10,8 @@ from icelite.catalog.database import Catalog
 from icelite.change_set import Native
 from icelite.config import RepositoryConfig
 from icelite.objects import NoObjects, Objects
-from icelite.ops import expire, gc, repack, space, verify
-from icelite.ops.keeping import KeepRules
+from icelite.ops import expire, gc, space, verify
+from icelite.ops.expire import KeepRules
 from icelite.payload import Payloads
 from icelite.virtual import VirtualAccess
 
@@ -151,7 +151,7 @@ class Maintenance:
         """
         native = Native(self._objects, -1, self._config.object_target_bytes)
         payloads = Payloads(self._catalog, self._access, self._objects)
-        return repack.repack(self._catalog, payloads, native, min_live, progress)
+        return space.repack(self._catalog, payloads, native, min_live, progress)
 
     def verify(self, *, objects: str | None = None) -> Problems:
         """Check every rule of the file format; what is wrong, and nothing when all is well.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from icelite.catalog import snapshots
 from icelite.catalog.settings import list_containers, load_config
 from icelite.config import RepositoryConfig
-from icelite.ops import bundle, export_zarr, file_history, relocate, sources
+from icelite.ops import bundle, export_zarr, relocate, sources
 from icelite.repository.administration import Administration
 from icelite.repository.names import MAIN, resolve
 from icelite.repository.sessions import Sessions
@@ -90,7 +90,7 @@ class SourceFiles(Sessions, Administration):
         NotFoundError, InvalidInputError, RefNotFoundError, SnapshotNotFoundError
             ``location-not-found`` when no reference ever was to the file; ``invalid-virtual-ref``; as `sources`.
         """
-        return file_history.list_file_history(self._catalog, self._view(branch, tag, snapshot_id), url)
+        return sources.list_file_history(self._catalog, self._view(branch, tag, snapshot_id), url)
 
     def relocate(self, old_prefix: str, new_prefix: str, *, dry_run: bool = False, check: bool = False) -> Relocation:
         """Say that files and objects have moved: in every snapshot, references below one prefix go to another.
