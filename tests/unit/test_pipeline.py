@@ -18,8 +18,8 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 import icelite
 from icelite.errors import FormatError, StorageError
 from icelite.store import pipeline
+from icelite.store.loading import LOCAL_BYTES, LOCAL_GAP, Piece, join_runs
 from icelite.store.pipeline import PATH, IceliteCodecPipeline, enable_fast_reads
-from icelite.store.pipeline_ranges import LOCAL_BYTES, LOCAL_GAP, Piece, join_runs
 from icelite.virtual.s3 import S3Object
 
 ROWS, WIDTH = 40, 64  # chunks of one row, 256 bytes each

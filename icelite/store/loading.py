@@ -1,7 +1,8 @@
 """Where the chunks of one read are, and how their bytes come: one statement for all, then whole runs of neighbours.
 
-A load is a piece of work of about a megabyte: a run of a source, some rows of the payload table, or bytes that the
-session still holds. Loads of what is local block and suit a thread; those of remote sources are awaited.
+Neighbouring ranges of one source are joined into runs that are read at once. A load is a piece of work of about a
+megabyte: a run of a source, some rows of the payload table, or bytes that the session still holds. Loads of what is
+local block and suit a thread; those of remote sources are awaited.
 """
 
 from __future__ import annotations
@@ -17,11 +18,59 @@ from icelite.expansion import Expansion
 from icelite.objects import TRAILER_BYTES, check_trailer
 from icelite.payload import Payloads
 from icelite.store.listing import find_chunk_key
-from icelite.store.pipeline_ranges import LOCAL_BYTES, Piece, Run, join_runs
 from icelite.types import ChunkRef
+from icelite.virtual import Source
+
+LOCAL_GAP = 8 << 10  # bytes: reading so many for nothing costs less than another call
+LOCAL_BYTES = 1 << 20  # a run this long gains nothing from being longer, and stays in the processor's cache
+REMOTE_GAP = 256 << 10
+REMOTE_BYTES = 8 << 20
 
 Bytes = bytes | bytearray | memoryview
 Ref = ChunkRef | StagedRef
+
+
+class Piece(NamedTuple):
+    """One chunk in a source: ``length`` bytes from ``offset``; ``place`` is its number in the batch."""
+
+    offset: int
+    length: int
+    place: int
+
+
+class Run(NamedTuple):
+    """The half-open range ``[start, stop)`` of a source, and the chunks in it in order of their offsets.
+
+    Behind each chunk are ``trailer`` bytes that are not its own.
+    """
+
+    source: Source
+    start: int
+    stop: int
+    pieces: list[Piece]
+    trailer: int
+
+
+def join_runs(source: Source, pieces: Iterable[Piece], trailer: int = 0) -> list[Run]:
+    """The fewest ranges worth reading that hold all the pieces."""
+    gap, most = (LOCAL_GAP, LOCAL_BYTES) if source.is_local else (REMOTE_GAP, REMOTE_BYTES)
+    runs: list[Run] = []
+    start = stop = 0
+    inside: list[Piece] = []
+    for piece in sorted(pieces):
+        end = piece.offset + piece.length + trailer
+        if inside and piece.offset <= stop + gap and max(end, stop) - start <= most:
+            inside.append(piece)
+            stop = max(end, stop)
+            continue
+        if inside:
+            runs.append(Run(source, start, stop, inside, trailer))
+        start, stop, inside = piece.offset, end, [piece]
+    if inside:
+        runs.append(Run(source, start, stop, inside, trailer))
+    return runs
+
+
 Loaded = tuple[Bytes, int, Sequence[Piece]]  # bytes, the offset of the first one, the chunks in them
 
 
