@@ -6,20 +6,15 @@ to disk, so that memory stays bounded whatever the number of references.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import apsw
 import google_crc32c
 
-from icelite.catalog import checks, connections, known
 from icelite.catalog.changes import sum_anew
 from icelite.catalog.chunks import check_size
-from icelite.catalog.database import BEGIN_WRITE, COMMIT, Catalog, Transaction
-from icelite.catalog.failures import translated
+from icelite.catalog.database import Transaction
 from icelite.catalog.locations import INLINE
-from icelite.storage import StorageConfig
 
 # Ranges of files and objects, in the order of the file; node_id and chunk say of one reference to it which it is.
 CREATE_RANGES = """
@@ -54,32 +49,6 @@ SELECT_PATHS = "SELECT node_id, path FROM main.node WHERE metadata IS NOT NULL O
 
 RANGES_AT_ONCE = 1_000
 BYTES_AT_ONCE = 32 << 20
-
-
-def create_copy(catalog: Catalog, path: Path, finish: Callable[[Transaction], None]) -> None:
-    """Make a catalog from a copy of another one as it is now: complete once ``finish`` returns, or not at all.
-
-    Until then nobody sees it, so it has no journal and no doors. The other catalog is not held meanwhile.
-
-    Raises
-    ------
-    AlreadyExistsError, RepositoryNotFoundError, StorageError
-        As `icelite.catalog.database.create_catalog`.
-    """
-
-    def fill(connection: apsw.Connection) -> None:
-        catalog.copy_into(connection)
-        connection.pragma("journal_mode", "off")  # which a hardened connection may not
-        checks.harden(connection)
-        connection.pragma("synchronous", "off")
-        connection.pragma("cache_size", -connections.CACHE_KIB)
-        connection.execute(BEGIN_WRITE)
-        finish(Transaction(connection))
-        connection.execute(COMMIT)
-
-    with translated(StorageConfig.filesystem(path), 0):
-        connections.create_filled(path, fill)
-    known.remember(path)
 
 
 class Range(NamedTuple):

@@ -5,11 +5,18 @@ machine does not know) SQLite's own ``integrity_check``. STRICT and CHECK do not
 does, and unlike ``quick_check`` it compares indexes with their tables (https://sqlite.org/security.html,
 "Untrusted SQLite Database Files").
 
-A file that passed, or that icelite wrote, is remembered (`icelite.catalog.known`).
+A file that passed, or that icelite wrote, is remembered by path, size, modification time and inode: one small file each
+in the user's cache directory, so that opening a catalog again costs milliseconds.
+
+A catalog that is read by ranges is not checked as a whole. There the rules of the schema are held row by row: a view in
+front of each table, of its name, holds them for who reads, since SQLite looks for a name among temporary views first,
+and reads the table through its keys as before. The views come from the schema's own text, so a rule is written once; a
+row that breaks one is an error, never left out (`hold_rules`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -22,11 +29,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import apsw
+import platformdirs
 
-from icelite.catalog.known import is_known, remember
 from icelite.catalog.sidecars import check_sidecars
 from icelite.errors import (
-    AlreadyExistsError,
     ErrorKind,
     FormatError,
     InvalidInputError,
@@ -105,14 +111,6 @@ def check_place(path: Path) -> os.stat_result:
         )
     check_sidecars(path)
     return status
-
-
-def already_exists(path: Path | str) -> AlreadyExistsError:
-    """The error for a `create` on a taken path."""
-    return AlreadyExistsError(
-        f"{path} already exists; open it with Repository.open, or choose another path",
-        ErrorKind.REPOSITORY_ALREADY_EXISTS,
-    )
 
 
 def is_icelite(header: bytes) -> bool:
@@ -311,3 +309,116 @@ def doors_open(connection: apsw.Connection) -> Iterator[None]:
     finally:
         connection.authorizer = authorizer
         connection.limit(apsw.SQLITE_LIMIT_ATTACHED, limit)
+
+
+# -- files that passed ---------------------------------------------------------------------------------------------
+
+WIDTH = 80  # bytes of a note, padded: it is overwritten in place, since ext4 flushes a file that is truncated first
+
+
+def _note(path: Path, digest: str | None) -> tuple[str, str]:
+    """Where a file is noted, and what the note says of the file as it is now."""
+    folder = os.path.join(platformdirs.user_cache_dir("icelite"), "known")
+    if digest is not None:
+        return os.path.join(folder, digest), digest
+    real = os.path.realpath(path)
+    status = os.stat(real)
+    key = hashlib.sha256(real.encode()).hexdigest()[:32]
+    return os.path.join(folder, key), f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def is_known(path: Path, digest: str | None) -> bool:
+    """Whether the file is as it was when it was last noted; with a digest, whether any file with that one was."""
+    try:
+        place, stamp = _note(path, digest)
+        with open(place, "rb", buffering=0) as file:
+            return file.read(WIDTH + 1) == _padded(stamp)
+    except OSError:  # not noted, or no cache directory: the file is checked
+        return False
+
+
+def remember(path: Path, digest: str | None = None) -> None:
+    """Note that icelite wrote or checked the file as it is now, or any file with this digest, on this machine."""
+    try:
+        place, stamp = _note(path, digest)
+        try:
+            _write(place, stamp)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            _write(place, stamp)
+    except OSError:  # no writable cache directory: the next opening checks the file again
+        return
+
+
+def _write(place: str, stamp: str) -> None:
+    file = os.open(place, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.write(file, _padded(stamp))
+    finally:
+        os.close(file)
+
+
+def _padded(stamp: str) -> bytes:
+    return stamp.ljust(WIDTH).encode()
+
+
+# -- reading what was not checked ----------------------------------------------------------------------------------
+
+SELECT_TABLES = "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+SELECT_COLUMNS = 'SELECT name, lower(type), "notnull" OR pk FROM pragma_table_xinfo(?)'
+REFUSE = "icelite_refuse_row"
+
+
+def hold_rules(connection: apsw.Connection, name: str) -> None:
+    """Let a connection read tables through the rules of the schema.
+
+    Parameters
+    ----------
+    connection
+        Hardened; its schema may still be unchecked, since nothing is read here.
+    name
+        How messages call the catalog.
+    """
+
+    def refuse(*table: object) -> None:
+        raise FormatError(
+            f"{name!r} is damaged or was tampered with: a row of its table {table[0]} breaks the rules of the format;"
+            " restore it from a copy",
+            ErrorKind.CORRUPT,
+        )
+
+    connection.create_scalar_function(REFUSE, refuse, 1)
+    for view in _views():
+        connection.execute(view)
+
+
+@cache
+def _views() -> tuple[str, ...]:
+    connection = apsw.Connection(":memory:")
+    connection.execute(schema_text())
+    found = []
+    for table, sql in connection.execute(SELECT_TABLES).fetchall():
+        columns, rules = [], []
+        for column, kind, required in connection.execute(SELECT_COLUMNS, (table,)).fetchall():
+            columns.append(str(column))
+            rule = f"typeof({column}) = '{kind}'"
+            rules.append(rule if required else f"({column} IS NULL OR {rule})")
+        rules += [f"coalesce({rule}, 1)" for rule in _checks(str(sql))]  # NULL passes, as in a CHECK
+        found.append(
+            f"CREATE TEMP VIEW {table} AS SELECT {', '.join(columns)} FROM main.{table}"
+            f" WHERE CASE WHEN {' AND '.join(rules)} THEN 1 ELSE {REFUSE}('{table}') END"
+        )
+    connection.close()
+    return tuple(found)
+
+
+def _checks(sql: str) -> Iterator[str]:
+    """The conditions of a table's CHECK clauses, in their parentheses; a schema has no quotes that could hide one."""
+    bare = re.sub(r"--[^\n]*", "", sql)
+    for clause in re.finditer(r"\bCHECK\s*(?=\()", bare):
+        depth = 0
+        for stop in range(clause.end(), len(bare)):
+            depth += (bare[stop] == "(") - (bare[stop] == ")")
+            if depth == 0:
+                yield bare[clause.end() : stop + 1]
+                break

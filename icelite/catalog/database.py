@@ -12,7 +12,7 @@ Invariants
   since other code in this process may drop SQLite's own locks by closing the file.
 - A door is closed twice: an interrupt that falls into the first time does not fall into the second.
 - What is read from another catalog that was copied over this one is never returned.
-- apsw's exceptions become icelite's here (`icelite.catalog.failures`) and nowhere else.
+- apsw's exceptions become icelite's here (`icelite.catalog.statements`) and nowhere else.
 - A catalog elsewhere is a `RemoteView`: a read first catches up with what this process knows, a write is published.
 """
 
@@ -24,24 +24,23 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import apsw
 
-from icelite.catalog import checks, connections, forks, known, remote
+from icelite.catalog import checks, connections, forks, remote
+from icelite.catalog.connections import Spares, Watch, find_loss, prepare
 from icelite.catalog.door import BEGUN
-from icelite.catalog.failures import FOREIGN, translate, translated
-from icelite.catalog.filesystems import check_locks
-from icelite.catalog.locks import Guard
-from icelite.catalog.prepared import Spares, prepare
-from icelite.catalog.transaction import Bindings, Row, Transaction
-from icelite.catalog.watch import Watch, find_loss
-from icelite.errors import ErrorKind, IceliteError, InternalError, ReadOnlyError, SessionStateError
+from icelite.catalog.locks import Guard, check_locks
+from icelite.catalog.statements import FOREIGN, Bindings, Row, Transaction, translate, translated
+from icelite.errors import ConflictError, ErrorKind, IceliteError, InternalError, ReadOnlyError, SessionStateError
+from icelite.retry import Patience
 from icelite.storage import StorageConfig
 
-__all__ = ["Bindings", "Catalog", "Doorway", "Row", "Transaction", "create_catalog"]
+__all__ = ["Bindings", "Catalog", "Doorway", "Row", "Transaction", "repeat_write", "repeated"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 BEGIN_READ = "BEGIN DEFERRED"
 BEGIN_WRITE = "BEGIN IMMEDIATE"
@@ -70,7 +69,7 @@ class Catalog:
     spares
         Where a session's connection to a catalog on this machine comes from and goes back to.
     strict_locking
-        Refuse to write where locks may not be enough; see `icelite.catalog.filesystems`.
+        Refuse to write where locks may not be enough; see `icelite.catalog.locks`.
 
     Raises
     ------
@@ -205,7 +204,7 @@ class Catalog:
         Raises
         ------
         ReadOnlyError, StorageError
-            ``read-only-storage``; as `filesystems.check_locks`.
+            ``read-only-storage``; as `locks.check_locks`.
         """
         if self.read_only and self._remote is not None:
             raise self._remote.refusal()
@@ -384,7 +383,7 @@ class Catalog:
         if name in BEGUN and self._remote is not None:
             self._remote.settle()
         if name in BEGUN and self.path is not None and self._trusted:
-            known.remember(self.path, None if self._remote is None else self._remote.digest)
+            checks.remember(self.path, None if self._remote is None else self._remote.digest)
 
     def _join(self) -> None:
         """Inside another door: that of the change set has not looked at the repository yet."""
@@ -540,17 +539,44 @@ def _explain(catalog: Catalog, error: BaseException) -> None:
             raise error
 
 
-def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], None]) -> None:
-    """Make a catalog with its first rows: all of it, or with an error nothing.
+# -- writes that begin anew when somebody else publishes a remote catalog first ---------------------------------------
+
+# Of a write while others publish first; a version that nobody changed is never tried again.
+PATIENCE = Patience(100, pause=0.05, factor=1.2, longest=1.0, jitter=0.9, seconds=120.0)
+
+
+def repeat_write(catalog: Catalog, action: Callable[[Transaction], T]) -> T:
+    """Run a write that does not depend on what others wrote; again, when they publish a remote catalog first.
 
     Raises
     ------
-    AlreadyExistsError, RepositoryNotFoundError, StorageError
-        ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``io``,
-        ``storage-full``.
+    ConflictError, ReadOnlyError, StorageError
+        As `Catalog.write`, when the last try fails.
     """
-    with forks.in_sqlite(), translated(storage, 0):
-        make = connections.create if storage.address is None else remote.create
-        make(storage, lambda connection: initialize(Transaction(connection)))
-    if storage.path is not None:
-        known.remember(storage.path)
+
+    def write() -> T:
+        with catalog.write() as txn:
+            return action(txn)
+
+    return _repeat(catalog, write)
+
+
+def repeated(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that begins anew when others publish its remote ``_catalog`` before its own write is."""
+
+    @functools.wraps(method)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        owner: Any = arguments[0]
+        return _repeat(owner._catalog, lambda: method(*arguments, **options))
+
+    return call
+
+
+def _repeat(catalog: Catalog, action: Callable[[], T]) -> T:
+    for is_last in PATIENCE.tries():
+        try:
+            return action()
+        except ConflictError as error:
+            if is_last or catalog.storage.address is None or error.kind != ErrorKind.COMMIT_CONFLICT:
+                raise
+    raise AssertionError("the last try returns or raises")

@@ -15,19 +15,19 @@ import errno
 import os
 import struct
 import tempfile
-import urllib.parse
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from icelite import vfs
-from icelite.catalog import checks, connections, guards, known
+from icelite.catalog import checks
+from icelite.catalog.connections import open_connection
 from icelite.catalog.door import Door
-from icelite.catalog.failures import translated
 from icelite.catalog.locks import Guard
+from icelite.catalog.statements import translated
 from icelite.errors import ErrorKind, IceliteError, ReadOnlyError, StorageError
 from icelite.storage import S3Address, StorageConfig
 
@@ -88,14 +88,14 @@ class RemoteView:
     def connect(self) -> apsw.Connection:
         """A bare connection to the copy, or to the object by ranges."""
         if self.path is not None:
-            return _connect(self.path)
+            return open_connection(self.path)
         with self._mirror.lock:
             self._reader = vfs.VersionReader(self._mirror)
             connection, self._blocks, self._vfs = vfs.open_by_ranges(
                 self._reader.read, self._mirror.size, self._mirror.head, self._url
             )
         checks.harden(connection)
-        guards.guard(connection, self._url)  # nothing has read the file before
+        checks.hold_rules(connection, self._url)  # nothing has read the file before
         return connection
 
     def identify(self, connection: apsw.Connection) -> None:
@@ -146,7 +146,7 @@ class RemoteView:
             path, number, digest = self._mirror.copy()
             version = self._mirror.version
         try:
-            with self._naming(path), contextlib.closing(_connect(path)) as source:
+            with self._naming(path), contextlib.closing(open_connection(path)) as source:
                 checks.harden(source)
                 checks.check_header(source, path)
                 checks.check_content(source, path, self._check, digest)
@@ -158,7 +158,7 @@ class RemoteView:
 
     def _restore(self, source: apsw.Connection) -> None:
         assert self.path is not None
-        with contextlib.closing(_connect(self.path)) as target:
+        with contextlib.closing(open_connection(self.path)) as target:
             target.set_busy_handler(Door(Guard(None), None, 30.0, target).wait)
             with target.backup("main", source, "main") as copying:
                 copying.step(-1)
@@ -248,30 +248,7 @@ def _remove(path: Path, process: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _connect(path: Path) -> apsw.Connection:
-    uri = "file:" + urllib.parse.quote(str(path))
-    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
-
-
 def _count_change(data: bytes) -> bytes:
     """The bytes with the change counter moved on, as a COMMIT does (https://sqlite.org/fileformat2.html, 1.3.8)."""
     counter = struct.pack(">I", (struct.unpack_from(">I", data, 24)[0] + 1) % 2**32)
     return data[:24] + counter + data[28:92] + counter + data[96:]
-
-
-def create(storage: StorageConfig, initialize: Callable[[apsw.Connection], None]) -> None:
-    """Make a catalog on this machine, then put it where none is.
-
-    Raises
-    ------
-    AlreadyExistsError, ReadOnlyError, StorageError
-        ``repository-already-exists``; ``read-only-storage``; ``unsafe-storage``, ``io``.
-    """
-    assert storage.address is not None
-    mirror = vfs.lookup_mirror(storage.address)
-    mirror.check_safe()
-    with tempfile.TemporaryDirectory(prefix="icelite-") as folder:
-        path = Path(folder) / "new.icelite"
-        connections.create(StorageConfig.filesystem(path), initialize)
-        mirror.create(path.read_bytes())  # no connection is open any more
-        known.remember(path, mirror.digest)

@@ -18,10 +18,9 @@ from icelite.catalog import chunks as chunk_table
 from icelite.catalog import staging
 from icelite.catalog.checksums import Ints
 from icelite.catalog.chunks import check_size, insert_payload
-from icelite.catalog.database import Catalog, Row, Transaction
+from icelite.catalog.database import Catalog, Row, Transaction, repeat_write
 from icelite.catalog.locations import INLINE, check_objects, intern_location, lookup_location
 from icelite.catalog.operations import now
-from icelite.catalog.repeating import repeat_write
 from icelite.catalog.settings import check_online
 from icelite.change_set.native import Native
 from icelite.change_set.tally import BLOCK_ROWS, LocationIds, Tally, read_tally

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from zarr.core.sync import sync
 
 from icelite.catalog import refs, snapshots
+from icelite.catalog.creation import drafted
 from icelite.catalog.database import Catalog
-from icelite.catalog.drafts import drafted
 from icelite.catalog.operations import log_operation, to_microseconds
 from icelite.catalog.settings import check_online
 from icelite.change_set import ChangeSet, Entry

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from icelite.catalog import bundling, settings
-from icelite.catalog.bundling import Range, create_copy
+from icelite.catalog.bundling import Range
+from icelite.catalog.creation import create_copy
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import now
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError

@@ -12,9 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.database import Catalog, Transaction, repeated
 from icelite.catalog.operations import log_operation
-from icelite.catalog.repeating import repeated
 from icelite.catalog.settings import (
     check_online,
     find_setting,

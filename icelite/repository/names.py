@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from icelite.catalog import refs, snapshots
-from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.database import Catalog, Transaction, repeated
 from icelite.catalog.operations import log_operation
-from icelite.catalog.repeating import repeated
 from icelite.catalog.settings import check_feature, check_online
 from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError, shown
 from icelite.types import INITIAL_SNAPSHOT_ID, is_snapshot_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from icelite.catalog.drafts import remove_unused
+from icelite.catalog.creation import remove_unused
 from icelite.config import RepositoryConfig
 from icelite.credentials import AnyCredential
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError

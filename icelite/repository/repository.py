@@ -8,11 +8,12 @@ import os
 from typing import Any, Self
 
 from icelite.catalog import refs, snapshots
-from icelite.catalog.database import Catalog, Transaction, create_catalog
-from icelite.catalog.filesystems import check_locks
+from icelite.catalog.connections import Spares
+from icelite.catalog.creation import create_catalog
+from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.locations import insert_inline_location, list_locations
+from icelite.catalog.locks import check_locks
 from icelite.catalog.operations import log_operation, now
-from icelite.catalog.prepared import Spares
 from icelite.catalog.settings import find_setting, home_of, list_containers, load_config, save_config, save_setting
 from icelite.config import RepositoryConfig
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError

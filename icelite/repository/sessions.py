@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from icelite.catalog import refs, snapshots
+from icelite.catalog.connections import Spares
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import to_microseconds
-from icelite.catalog.prepared import Spares
 from icelite.catalog.settings import check_feature, check_online
 from icelite.config import RepositoryConfig
 from icelite.conflicts import ConflictSolver

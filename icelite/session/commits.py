@@ -15,9 +15,8 @@ from typing import Any
 
 from icelite.catalog import refs, snapshots, staging
 from icelite.catalog.changes import copy_snapshot, copy_usage
-from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.database import PATIENCE, Catalog, Transaction
 from icelite.catalog.operations import log_operation, now, to_microseconds
-from icelite.catalog.repeating import PATIENCE
 from icelite.catalog.settings import check_feature, check_online, list_containers, save_container
 from icelite.change_set import ChangeSet
 from icelite.config import RepositoryConfig

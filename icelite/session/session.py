@@ -18,9 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 from icelite.catalog import operations, snapshots
-from icelite.catalog.database import Catalog, Transaction
+from icelite.catalog.database import Catalog, Transaction, repeat_write
 from icelite.catalog.locations import has_remote_locations
-from icelite.catalog.repeating import repeat_write
 from icelite.catalog.settings import check_online
 from icelite.change_set import ChangeSet, Native, absorb, longer
 from icelite.config import RepositoryConfig

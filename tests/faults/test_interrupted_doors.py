@@ -17,10 +17,10 @@ import pytest
 import zarr
 
 from icelite import Repository, RepositoryConfig
-from icelite.catalog import connections, database, door, prepared, watch
+from icelite.catalog import connections, database, door
 from icelite.catalog import locks as guard
 
-FILES = {module.__file__ for module in (connections, contextlib, database, door, guard, prepared, watch)}
+FILES = {module.__file__ for module in (connections, contextlib, database, door, guard)}
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 
 from icelite import IceliteError, Repository
-from icelite.catalog import filesystems
-from icelite.catalog import locks as guard
+from icelite.catalog import locks
 
 
 def make(path: Path, value: int, tags: int = 0) -> Path:
@@ -44,7 +43,7 @@ def kind_of(action: Callable[[], object]) -> tuple[str, str]:
     return caught.value.kind, str(caught.value)
 
 
-@pytest.mark.skipif(not guard._SET, reason="SQLite cannot tell files with one counter apart")
+@pytest.mark.skipif(not locks._SET, reason="SQLite cannot tell files with one counter apart")
 @pytest.mark.parametrize("tags", [0, 3])  # 0: both files count the same number of changes, and SQLite sees none
 def test_another_catalog_that_is_copied_over_is_noticed_before_the_next_read(path: Path, tags: int) -> None:
     other = make(path.with_name("b.icelite"), 2, tags)
@@ -65,7 +64,7 @@ def test_another_catalog_that_is_copied_over_is_noticed_before_the_next_read(pat
     assert zarr.open_array(Repository.open(path).readonly_session("main").store, path="x", mode="r")[0] == 2
 
 
-@pytest.mark.skipif(not guard._SET, reason="SQLite cannot tell files with one counter apart")
+@pytest.mark.skipif(not locks._SET, reason="SQLite cannot tell files with one counter apart")
 def test_another_history_of_the_same_repository_is_noticed(path: Path) -> None:
     copy = path.with_name("b.icelite")
     shutil.copyfile(path, copy)
@@ -171,8 +170,8 @@ def test_a_writer_that_was_stopped_does_not_stop_an_event_loop(path: Path) -> No
 
 
 def test_file_systems_of_this_machine_are_none_of_a_network(tmp_path: Path) -> None:
-    assert filesystems.find_network(tmp_path / "a.icelite") is None
-    assert filesystems.find_network(Path("/proc/self/status")) is None
+    assert locks.find_network(tmp_path / "a.icelite") is None
+    assert locks.find_network(Path("/proc/self/status")) is None
 
 
 @pytest.mark.parametrize(
@@ -194,25 +193,25 @@ def test_file_systems_of_this_machine_are_none_of_a_network(tmp_path: Path) -> N
     ],
 )
 def test_file_systems_are_told_by_their_numbers(kind: int, mount: str | None, name: str | None) -> None:
-    found = filesystems.classify(kind, mount)
+    found = locks.classify(kind, mount)
     assert (found is None) == (name is None)
     assert name is None or name in str(found)
 
 
 def test_the_mount_of_a_device_is_found() -> None:
     text = "36 35 98:0 /a /b rw,noatime master:1 - fuse.sshfs host:/a rw\n37 35 0:52 / /c rw - ext4 /dev/x rw\n"
-    assert filesystems.find_type(text, "98:0") == "fuse.sshfs"
-    assert filesystems.find_type(text, "0:52") == "ext4"
-    assert filesystems.find_type(text, "9:9") is None
+    assert locks.find_type(text, "98:0") == "fuse.sshfs"
+    assert locks.find_type(text, "0:52") == "ext4"
+    assert locks.find_type(text, "9:9") is None
 
 
 def test_writing_over_a_network_is_warned_about_once_or_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = os.statvfs(path.parent)
     assert status.f_bsize > 0
-    here = filesystems._ask(path)
+    here = locks._ask(path)
     assert here is not None
-    monkeypatch.setitem(filesystems.NETWORK, here, "NFS")  # what this disk is, taken for another kind
-    monkeypatch.setattr(filesystems, "_found", {})
+    monkeypatch.setitem(locks.NETWORK, here, "NFS")  # what this disk is, taken for another kind
+    monkeypatch.setattr(locks, "_found", {})
     repo = Repository.open(path)
     assert repo.readonly_session("main").store.get_sync("x/c/0") is not None
     with pytest.warns(UserWarning, match="NFS"):

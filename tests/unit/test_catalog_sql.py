@@ -15,9 +15,8 @@ import pytest
 
 import icelite.catalog
 from icelite.catalog.bundling import CREATE_RANGES
-from icelite.catalog.checks import harden, schema_text
+from icelite.catalog.checks import harden, hold_rules, schema_text
 from icelite.catalog.database import Catalog
-from icelite.catalog.guards import guard
 from icelite.errors import FormatError
 from icelite.repository import Repository
 from icelite.storage import in_memory_storage
@@ -37,7 +36,7 @@ BEFORE_THE_DOORS_CLOSE = {
 # Read the whole of a table on purpose: every snapshot's nodes for a listing of everything, all snapshots or names
 # where all were asked for, or (staged.chunk_ref) what this very session wrote.
 SCANS = {
-    "prepared.IS_CHANGE_SET_USED": "staged.chunk_ref",  # stops at the first row
+    "connections.IS_CHANGE_SET_USED": "staged.chunk_ref",  # stops at the first row
     "remote.SELECT_NEWEST_OPERATION": "operation",  # stops at the first row
     "nodes.SELECT_ALL_NODES": "n",
     "chunks.SELECT_SOURCES": "n",
@@ -189,7 +188,7 @@ def bare_and_guarded() -> Iterator[tuple[apsw.Connection, apsw.Connection]]:
     for connection in (bare, guarded):
         connection.execute(schema_text())
         harden(connection)
-    guard(guarded, "x")
+    hold_rules(guarded, "x")
     yield bare, guarded
     bare.close()
     guarded.close()
@@ -244,7 +243,7 @@ def test_a_row_that_breaks_a_rule_is_an_error(table: str, values: tuple[object, 
     connection.pragma("ignore_check_constraints", True)
     columns = {"segment": "seg, parent_seg, fork_seq"}.get(table, "name, seq")
     connection.execute(f"INSERT INTO main.{table} ({columns}) VALUES ({', '.join('?' * len(values))})", values)
-    guard(connection, "https://host/x.icelite")
+    hold_rules(connection, "https://host/x.icelite")
     if fits:
         assert connection.execute(f"SELECT {columns} FROM {table}").fetchall() == [values]
         return

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from icelite import ErrorKind, FormatError, Repository
-from icelite.catalog import prepared
+from icelite.catalog import connections
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_few_connections_wait(repo: Repository) -> None:
     del sessions
     gc.collect()
     assert repo._spares is not None
-    assert len(repo._spares._idle) == prepared.SPARE_CONNECTIONS
+    assert len(repo._spares._idle) == connections.SPARE_CONNECTIONS
 
 
 def test_a_large_change_set_is_not_kept(repo: Repository) -> None:
