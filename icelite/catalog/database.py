@@ -417,12 +417,16 @@ class Catalog:
 class _Holder:
     """The mark that an `_Opening` leaves at its catalog, which must not keep it alive."""
 
+    __slots__ = ("thread",)
+
     def __init__(self) -> None:
         self.thread = threading.get_ident()
 
 
 class _Opening:
     """A door that a ``with`` block holds: what has to be given up, however the block ends."""
+
+    __slots__ = ("__weakref__", "_begin", "_catalog", "_forks", "_holder", "_lock", "_name", "_transaction")
 
     def __init__(self, catalog: Catalog, name: str, begin: str | None) -> None:
         self._catalog = catalog
