@@ -63,7 +63,12 @@ SCANS = {
 }
 # Expiration, garbage collection, verification and statistics look at everything.
 MAINTENANCE = {"removal", "reachability", "invariants", "chunks.SELECT_SUMS"}
-MAINTENANCE |= {"locations.SELECT_EXTENTS", "locations.SELECT_PACKS", "locations.SELECT_NATIVE_REFS"}
+MAINTENANCE |= {
+    "snapshots.SELECT_ANCESTORS",
+    "locations.SELECT_EXTENTS",
+    "locations.SELECT_PACKS",
+    "locations.SELECT_NATIVE_REFS",
+}
 MAINTENANCE |= {
     "changes.SELECT_ALL_SUMS",
     "changes.SELECT_ARRAY_AFTER",
