@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+ATTEMPTS = 3  # of a request to a service, unless the caller says another number
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from icelite.virtual import VirtualAccess
-from icelite.virtual.reading import FileReaders
+from icelite.virtual.remote import FileReaders
 from icelite.virtualizarr.values import Fetch, fetch_through, fetch_with
 
 
@@ -32,7 +32,7 @@ class Reach:
     @cached_property
     def registry(self) -> Any:
         """What `open_virtual` reads remote files with."""
-        return self.given if self.given is not None or self.access is None else FileReaders(self.access)
+        return self.given if self.given is not None or self.access is None else FileReaders(self.access.lookup_target)
 
     @property
     def fetch(self) -> Fetch:

@@ -13,7 +13,7 @@ from icelite.formats.source import SourceFile
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
 
-    from icelite.virtual.reading import FileReaders
+    from icelite.virtual.remote import FileReaders
 
 _HEAD_BYTES = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
 
     from icelite.types import SourceStamp
-    from icelite.virtual.reading import FileReaders
+    from icelite.virtual.remote import FileReaders
 
 # What each module's ``parse(source, stamp, group, dropped, whole_tree)`` reads; imported when it is needed.
 _MODULES = {

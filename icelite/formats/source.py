@@ -1,7 +1,7 @@
 """One file (or directory) to parse: how its first bytes are read, and what it looks like at that moment.
 
 URLs are kept verbatim, as icelite's references are: a local path becomes ``file://`` and the path, nothing is
-percent-encoded. Local files are read with the operating system, others as chunks are (`icelite.virtual.reading`),
+percent-encoded. Local files are read with the operating system, others as chunks are (`icelite.virtual.remote`),
 through object stores of the caller's own, or through an fsspec filesystem, which is enough to tell a format.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
 from icelite.types import SourceStamp
-from icelite.virtual.reading import FileReader, FileReaders
+from icelite.virtual.remote import FileReader, FileReaders
 from icelite.virtual.s3 import S3Object
 from icelite.virtual.stamps import SECOND
 

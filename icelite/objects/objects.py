@@ -18,7 +18,7 @@ from icelite.credentials import AnyS3Credential, S3Options
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, StorageError, disk_kind
 from icelite.objects.keys import FOLDERS, KEY, check_key, new_key, virtual_location
 from icelite.types import Location
-from icelite.virtual.clients import client_for
+from icelite.virtual.s3 import client_for, library_errors
 from icelite.virtual.urls import is_under
 
 WRITERS = 4  # local files written at once: each waits for its fsync
@@ -269,7 +269,7 @@ class RemoteObjects(Objects):
     def _call(self, done: str, method: str, *arguments: Any, **options: Any) -> Any:
         """One call of the filesystem, its failures translated without a word of the libraries below."""
         filesystem = self._connect()
-        failures: tuple[type[Exception], ...] = (OSError, ValueError, *_library_errors())
+        failures: tuple[type[Exception], ...] = library_errors() if "botocore" in sys.modules else (OSError, ValueError)
         try:
             filesystem.invalidate_cache()  # others write there too
             return getattr(filesystem, method)(*arguments, **options)
@@ -285,16 +285,6 @@ class RemoteObjects(Objects):
             problem = f"{type(error).__name__}; check the network, the endpoint and the credentials"
         # out here, the library's exception is not the context of this one
         raise StorageError(f"objects under {self.url} could not be {done}: {problem}", ErrorKind.IO)
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    """What s3fs and the libraries under it raise besides OSError."""
-    if "botocore" not in sys.modules:
-        return ()
-    from aiohttp import ClientError as HttpError
-    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
-
-    return (BotoCoreError, ClientError, HttpError, TimeoutError)
 
 
 # -- none that can be written ------------------------------------------------------------------------------------------

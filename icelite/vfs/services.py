@@ -12,12 +12,11 @@ from typing import Any, BinaryIO, TypeVar
 
 from icelite.credentials import S3Options
 from icelite.errors import ErrorKind, ReadOnlyError, RepositoryNotFoundError, StorageError
-from icelite.retry import Patience
+from icelite.retry import ATTEMPTS, Patience
 from icelite.storage import RemoteAddress, S3Address, WebAddress
-from icelite.virtual.clients import client_for, run
-from icelite.virtual.s3 import S3Object, library_errors
-from icelite.virtual.source import AnswerError
-from icelite.virtual.web import ATTEMPTS, WebObject, quoted, read_body, version_of
+from icelite.virtual.s3 import S3Object, client_for, library_errors
+from icelite.virtual.source import AnswerError, run
+from icelite.virtual.web import WebObject, quoted, read_body, version_of
 
 T = TypeVar("T")
 

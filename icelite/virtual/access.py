@@ -13,11 +13,12 @@ Endpoint, region and credentials come from what the caller passed, never from wh
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from icelite.config import VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential, check_credential
@@ -25,10 +26,8 @@ from icelite.errors import redact
 from icelite.storage import RemoteAddress
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import refusal, remote
-from icelite.virtual.containers import KnownContainers
 from icelite.virtual.local import LocalSource, is_catalog
-from icelite.virtual.remote import Target
-from icelite.virtual.source import Source, fetch_error
+from icelite.virtual.source import Source, Target, fetch_error
 from icelite.virtual.urls import (
     bad_reference,
     check_remote,
@@ -47,7 +46,7 @@ from icelite.virtual.urls import (
 _MAX_SOURCES = 16_384  # a source remembers that the gates were passed; it keeps no file open
 
 
-class VirtualAccess(KnownContainers):
+class VirtualAccess:
     """The virtual chunks that one repository object may reference and read.
 
     Parameters
@@ -110,6 +109,59 @@ class VirtualAccess(KnownContainers):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sources": {}}
+
+    # ---- what becomes known later: containers grant nothing, own files and what the caller declared do
+
+    def allow(self, location: Location) -> None:
+        """Authorise a local file, or one beside the catalog, that this process referenced itself; for this object."""
+        if location.container is None and (location.path.startswith("file://") or "://" not in location.path):
+            self._own_files.add(location.path)
+
+    def follow(self, old: Location, new: Location) -> None:
+        """Let what this process may do with a file of its own hold where it says that the file is now."""
+        if old.container is None and old.path in self._own_files:
+            self.allow(new)
+
+    def join(self, other: VirtualAccess) -> None:
+        """Take over what another process referenced in a fork of this session: its own files and new containers."""
+        self._own_files |= other._own_files
+        for name, container in other.new_containers.items():
+            if container.url_prefix not in self._containers:
+                self._containers[container.url_prefix] = self._named[name] = container
+                self.new_containers[name] = container
+
+    def reload(self, containers: Mapping[str, VirtualChunkContainer], moved: Mapping[str, str] | None = None) -> bool:
+        """Take over the containers as the catalog has them by now; whether anything changed.
+
+        Parameters
+        ----------
+        containers
+            By name.
+        moved
+            Prefixes of containers, and where this process itself has just moved them: those that the caller declared
+            go along.
+        """
+        for old, new in (moved or {}).items():
+            self.new_containers.pop(old, None)
+            container = self._declared.pop(old, None)
+            if container is not None:
+                self._declared[new] = container.at(new)
+        declared = {str(container.name): container for container in self._declared.values()}
+        named = {**self.new_containers, **containers, **declared}
+        if named == self._named:
+            return False
+        self._named = named
+        self._containers = {container.url_prefix: container for container in named.values()}
+        self._sources = {}
+        return True
+
+    def with_containers(self, containers: Mapping[str, VirtualChunkContainer], moved: Mapping[str, str]) -> Self:
+        """The same rights with other containers; see `reload`."""
+        other = copy.copy(self)
+        other._declared, other.new_containers = dict(self._declared), dict(self.new_containers)
+        other._own_files, other._sources = set(self._own_files), {}
+        other.reload(containers, moved)
+        return other
 
     # ---- writing references
 
@@ -291,7 +343,7 @@ class VirtualAccess(KnownContainers):
 
     def _open_relative(self, location: Location, chunk: str | None, native: bool) -> Source:
         if self._address is not None:
-            target = remote.reach_beside(self._address, relative_path(location.path))
+            target = remote.target_beside(self._address, relative_path(location.path))
             asked = native or not is_hidden(location.path) or location.path in self._own_files
             if not asked and self._authorised(self.locator(location)) is None:
                 raise refusal.hidden(self.url(location), self._address.url, chunk)
@@ -344,7 +396,7 @@ class VirtualAccess(KnownContainers):
         check_remote(url)
         inside = None if self._address is None else remote.path_inside(self._address, url)
         if self._address is not None and inside is not None:
-            return remote.reach_beside(self._address, inside)
+            return remote.target_beside(self._address, inside)
         return self._authorised(url)
 
     def lookup_target(self, url: str) -> Target:
@@ -365,7 +417,7 @@ class VirtualAccess(KnownContainers):
         if prefix is None:
             return None
         declared = longest_covering(self._declared, url)
-        return remote.reach(
+        return remote.target_of(
             url, prefix, self._access[prefix], None if declared is None else self._declared[declared].store
         )
 

@@ -1,12 +1,16 @@
-"""What every kind of source promises, and the errors of all of them."""
+"""What every kind of source promises, how its requests are run, and the errors of all of them."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
 
-from icelite.errors import ErrorKind, StorageError
+from icelite.errors import ErrorKind, InternalError, StorageError
 from icelite.types import SourceStamp
 from icelite.virtual.stamps import Stamped, describe
+
+T = TypeVar("T")
 
 
 class AnswerError(Exception):
@@ -22,6 +26,35 @@ class AnswerError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.status = status
+
+
+class Target(Protocol):
+    """One remote file or object and the way to it.
+
+    `connect` may ask the caller for keys, so it is called outside the event loop; the requests run on it. They raise
+    `AnswerError`.
+    """
+
+    @property
+    def url(self) -> str:
+        """How messages call it."""
+        ...
+
+    def connect(self) -> Any:
+        """What the requests are sent with."""
+        ...
+
+    def is_connected(self) -> bool:
+        """Whether `connect` asks nobody."""
+        ...
+
+    async def read_range(self, way: Any, start: int, stop: int, /) -> tuple[SourceStamp, bytes]:
+        """What it looks like now, and its bytes ``[start, stop)``, fewer at its end; status 416 past it."""
+        ...
+
+    async def stamp(self, way: Any, /) -> SourceStamp:
+        """What it looks like now; empty when it does not exist."""
+        ...
 
 
 class Source(Protocol):
@@ -58,6 +91,34 @@ class Source(Protocol):
             ``virtual-chunk-modified`` when it is another one, ``virtual-chunk-fetch`` when it cannot be opened.
         """
         ...
+
+
+def run(task: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of s3fs or aiohttp on fsspec's event loop and wait for it.
+
+    Raises
+    ------
+    InternalError
+        When called on that loop, which would wait for itself for ever.
+    """
+    from fsspec.asyn import get_loop
+
+    loop = get_loop()
+    try:
+        waits_for_itself = asyncio.get_running_loop() is loop
+    except RuntimeError:  # not on an event loop
+        waits_for_itself = False
+    if waits_for_itself:
+        task.close()
+        raise InternalError("a remote catalog or source was read in a blocking way on fsspec's own event loop")
+    return asyncio.run_coroutine_threadsafe(task, loop).result()
+
+
+async def run_async(task: Coroutine[Any, Any, T]) -> T:
+    """`run` without blocking the running event loop."""
+    from fsspec.asyn import get_loop
+
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(task, get_loop()))
 
 
 def fetch_error(

@@ -25,13 +25,12 @@ from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 from icelite.credentials import HttpAccess, WebAccess
-from icelite.retry import Patience
+from icelite.retry import ATTEMPTS, Patience
 from icelite.types import SourceStamp
 from icelite.virtual.local import Descriptor
 from icelite.virtual.source import AnswerError
 from icelite.virtual.stamps import SECOND, is_changed
 
-ATTEMPTS = 3
 MAX_REDIRECTS = 10  # a login takes four
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 MOST_KEPT = 8  # copies of files

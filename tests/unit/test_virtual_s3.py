@@ -28,7 +28,8 @@ from icelite.credentials import AnyCredential, S3Credentials, S3StaticCredential
 from icelite.errors import IceliteError, InvalidInputError, StorageError
 from icelite.storage import s3_store
 from icelite.types import ChunkType, Location, SourceStamp
-from icelite.virtual import Source, VirtualAccess, clients
+from icelite.virtual import Source, VirtualAccess
+from icelite.virtual import s3 as clients
 
 pytestmark = pytest.mark.s3
 
