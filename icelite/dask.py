@@ -36,14 +36,13 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from icelite.change_set import ChunkPlace, take_places, write_bytes
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.interrupts import end_with_parent, heard_interrupts
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.session import ForkSession, Session
 from icelite.store import IceliteStore
-from icelite.types import chunk_name
+from icelite.types import Chunk, chunk_name
 
 if TYPE_CHECKING:
     from dask.array import Array
@@ -159,7 +158,7 @@ class _Written:
     """What one task wrote: where the chunks of an array are now, and which ones are empty."""
 
     path: str
-    places: Mapping[str, ChunkPlace]
+    chunks: Mapping[str, Chunk]
     empty: Sequence[str]
 
 
@@ -254,7 +253,7 @@ def _write_blocks(
 ) -> _Written:
     """One task: encode some blocks of an array, and put the bytes where the repository's bytes go."""
     fork = workshop.open()
-    entry, info = fork.changes.lookup_array(path)
+    entry, info = fork.changes.nodes.lookup_array(path)
     store = _BlockStore(fork.store)
     array = zarr.open_array(store, path=path, mode="r+", zarr_format=entry.node.zarr_format)  # type: ignore[arg-type]
     covered: set[str] = set()
@@ -266,17 +265,18 @@ def _write_blocks(
         chunk = info.keys.decode(key.removeprefix(f"{path}/"))
         if chunk is not None:
             written[chunk] = data
-    places = write_bytes(fork.changes, entry.node.node_id, written)
-    return _Written(path, places, sorted(covered - written.keys()))
+    return _Written(
+        path, fork.changes.chunks.write_ahead(entry.node.node_id, written), sorted(covered - written.keys())
+    )
 
 
 def _take(session: Session, results: Iterable[_Written]) -> None:
     """Let a session refer to what the tasks wrote."""
     for written in results:
-        node_id = session.changes.lookup_array(written.path)[0].node.node_id
-        take_places(session.changes, node_id, written.places)
+        node_id = session.changes.nodes.lookup_array(written.path)[0].node.node_id
+        session.changes.chunks.set_many(node_id, written.chunks)
         if written.empty:
-            session.changes.delete_chunks(node_id, written.empty)
+            session.changes.chunks.delete(node_id, written.empty)
 
 
 def _chunk_names(span: tuple[Span, ...], info: ArrayInfo) -> Iterator[str]:
@@ -316,7 +316,7 @@ def _plan(source: Array, target: zarr.Array[Any], region: Region) -> _Plan:
     """Where the blocks of a source go, checked."""
     path = check_path(target.path)
     session: Session = target.store.session  # type: ignore[attr-defined]
-    info = session.changes.lookup_array(path)[1]
+    info = session.changes.nodes.lookup_array(path)[1]
     if info.chunks is None:
         raise _invalid(f"array /{path} has no regular chunk grid")
     starts = _starts(path, source, info, region)

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TypeVar
 
 from icelite.catalog.chunks import lookup_payload, lookup_payload_range, lookup_payloads
 from icelite.catalog.database import Catalog
 from icelite.catalog.locations import INLINE, lookup_location
 from icelite.catalog.settings import list_containers
 from icelite.catalog.values import damaged
-from icelite.change_set import StagedRef
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
 from icelite.objects import TRAILER_BYTES, NoObjects, Objects, check_trailer, virtual_location
-from icelite.types import ChunkRef, ChunkType, InlineChunk, Location, SourceStamp
+from icelite.types import Chunk, ChunkType, Location, SourceStamp
 from icelite.virtual import Source, VirtualAccess
-
-_K = TypeVar("_K")
 
 ALLOCATED_BYTES = 31 << 20  # glibc learns from blocks of less than 32 MiB
 KNOWN_SOURCES = 10_000  # sources that passed the gates; each may hold an open descriptor of `virtual`'s cache
@@ -47,11 +43,10 @@ class Payloads:
         self._catalog = catalog
         self._access = access
         self._objects = objects or NoObjects()
-        self._by_id: dict[int, Source] = {}
+        self._sources: dict[int | Location | None, Source] = {}  # by location, as chunks name it
         self._natives: set[int] = set()  # ids of the locations among them that are native objects
-        self._by_location: dict[Location, Source] = {}
 
-    def read(self, ref: ChunkRef | StagedRef, chunk: str, window: Window | None) -> bytes:
+    def read(self, ref: Chunk, chunk: str, window: Window | None) -> bytes:
         """The bytes of a chunk, or those in the half-open ``window`` of it.
 
         Raises
@@ -59,20 +54,20 @@ class Payloads:
         InvalidInputError, StorageError, FormatError
             A reference that may not be read; a source that is missing, changed or short; a damaged payload.
         """
-        if isinstance(ref, ChunkRef) and ref.location_id == INLINE:
+        if ref.location == INLINE or ref.data is not None:
             return self._inline(ref, chunk, window)
         return _read(self.source(ref, chunk), ref, chunk, window, self.is_native(ref))
 
-    def read_local(self, ref: ChunkRef | StagedRef, chunk: str, window: Window | None) -> bytes | None:
+    def read_local(self, ref: Chunk, chunk: str, window: Window | None) -> bytes | None:
         """As `read`; None where the bytes have to come over a network, which is better awaited (`read_remote`)."""
-        if isinstance(ref, ChunkRef) and ref.location_id == INLINE:
+        if ref.location == INLINE or ref.data is not None:
             return self._inline(ref, chunk, window)
         source = self.source(ref, chunk)
         if not source.is_local:
             return None
         return _read(source, ref, chunk, window, self.is_native(ref))
 
-    async def read_remote(self, ref: ChunkRef | StagedRef, chunk: str, window: Window | None) -> bytes:
+    async def read_remote(self, ref: Chunk, chunk: str, window: Window | None) -> bytes:
         """As `read`, for a reference whose source is not local."""
         start, stop = window or (0, ref.length)
         if start >= stop:
@@ -85,48 +80,51 @@ class Payloads:
         check_trailer(data, found, chunk)
         return data
 
-    def is_local(self, ref: ChunkRef | StagedRef, chunk: str) -> bool:
+    def is_local(self, ref: Chunk, chunk: str) -> bool:
         """Whether reading the reference needs no network."""
-        if isinstance(ref, ChunkRef) and ref.location_id == INLINE:
-            return True
-        return self.source(ref, chunk).is_local
+        return ref.location == INLINE or ref.data is not None or self.source(ref, chunk).is_local
 
     def read_inline(self, chunks: Mapping[int, str]) -> dict[int, bytes]:
         """The bytes of many inline chunks, by payload id; see `icelite.catalog.chunks.lookup_payloads`."""
         return lookup_payloads(self._catalog, chunks)
 
-    def _inline(self, ref: ChunkRef, chunk: str, window: Window | None) -> bytes:
-        if window is None or window == (0, ref.length):
-            data = ref.data if isinstance(ref, InlineChunk) else lookup_payload(self._catalog, ref.offset, chunk)
+    def _inline(self, ref: Chunk, chunk: str, window: Window | None) -> bytes:
+        data = ref.data
+        if data is None and (window is None or window == (0, ref.length)):
+            data = lookup_payload(self._catalog, ref.offset, chunk)
+        start, stop = window or (0, ref.length)
+        if data is not None:
             if len(data) != ref.length:
                 raise damaged(f"chunk {chunk}", f"{len(data)} bytes, and its reference says {ref.length}")
-            return data
-        start, stop = window
-        if start >= stop:
-            return b""
-        return lookup_payload_range(self._catalog, ref.offset, start, stop - start)
+            return data if window is None else data[start:stop]
+        return b"" if start >= stop else lookup_payload_range(self._catalog, ref.offset, start, stop - start)
 
-    def source(self, ref: ChunkRef | StagedRef, chunk: str) -> Source:
-        """The opened source of a reference that is not inline."""
-        if isinstance(ref, ChunkRef):
-            source = self._by_id.get(ref.location_id)
-            if source is None:
-                source = FollowedSource(self, ref.location_id, chunk)
-                _keep(self._by_id, ref.location_id, source)
-            return source
-        source = self._by_location.get(ref.location)
+    def source(self, ref: Chunk, chunk: str) -> Source:
+        """The opened source of a chunk whose bytes are not in the catalog."""
+        location = ref.location
+        source = self._sources.get(location)
         if source is None:
-            source = self._open(ref.location, chunk)
-            _keep(self._by_location, ref.location, source)
+            if len(self._sources) >= KNOWN_SOURCES:
+                self._sources.clear()
+            if isinstance(location, Location):
+                source = self._open(location, chunk)
+            else:
+                assert location is not None  # bytes that wait are read from the chunk itself
+                source = FollowedSource(self, location, chunk)
+            self._sources[location] = source
         return source
 
-    def is_native(self, ref: ChunkRef | StagedRef) -> bool:
-        """Whether a reference, whose `source` was asked for before, is to a native object."""
-        return ref.location_id in self._natives if isinstance(ref, ChunkRef) else ref.location.kind == ChunkType.native
+    def is_native(self, ref: Chunk) -> bool:
+        """Whether a chunk, whose `source` was asked for before, is in a native object."""
+        location = ref.location
+        return location.kind == ChunkType.native if isinstance(location, Location) else location in self._natives
 
-    def location(self, ref: ChunkRef) -> Location:
-        """The location that a reference of the catalog names."""
-        return lookup_location(self._catalog, ref.location_id)
+    def location(self, ref: Chunk) -> Location:
+        """The location of a chunk that is not inline."""
+        if isinstance(ref.location, Location):
+            return ref.location
+        assert ref.location is not None  # bytes that wait have none
+        return lookup_location(self._catalog, ref.location)
 
     def url(self, location: Location) -> str:
         """The absolute URL of a location, for display; of an object whose place is not known its key."""
@@ -157,7 +155,7 @@ class Payloads:
 
     def forget(self) -> None:
         """Look up locations again: the session stands on another snapshot, and numbers of removed ones return."""
-        self._by_id.clear()
+        self._sources = {place: source for place, source in self._sources.items() if isinstance(place, Location)}
         self._natives.clear()
 
     def _reload(self) -> bool:
@@ -206,7 +204,7 @@ class FollowedSource:
         return self._source is not before
 
 
-def _read(source: Source, ref: ChunkRef | StagedRef, chunk: str, window: Window | None, is_native: bool) -> bytes:
+def _read(source: Source, ref: Chunk, chunk: str, window: Window | None, is_native: bool) -> bytes:
     """The bytes of a chunk, checked where it is a whole one of a native object."""
     start, stop = window or (0, ref.length)
     if start >= stop:
@@ -221,9 +219,3 @@ def _read(source: Source, ref: ChunkRef | StagedRef, chunk: str, window: Window 
         data, found = data[:-TRAILER_BYTES], data[-TRAILER_BYTES:]
     check_trailer(data, found, chunk)
     return data
-
-
-def _keep(known: dict[_K, Source], key: _K, source: Source) -> None:
-    if len(known) >= KNOWN_SOURCES:
-        known.clear()
-    known[key] = source

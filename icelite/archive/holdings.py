@@ -81,7 +81,9 @@ class Holdings:
 def find_holdings(repository: Repository, session: Session, group: str) -> Holdings:
     """What the session's snapshot holds at and below a group."""
     holdings = Holdings()
-    nodes = [node for node in session.changes.list_nodes(group) if array_info(node.path, node.documents) is not None]
+    nodes = [
+        node for node in session.changes.nodes.list_below(group) if array_info(node.path, node.documents) is not None
+    ]
     catalog, view = session.changes.catalog, session.changes.view
     location_ids: set[int] = set()
     for node in nodes:

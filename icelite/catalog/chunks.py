@@ -19,7 +19,7 @@ from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.snapshots import LINEAGE
 from icelite.catalog.values import OPTIONAL_INT, check_number, check_types, damaged, types
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, shown
-from icelite.types import ChunkRef, ChunkType, InlineChunk, View
+from icelite.types import Chunk, ChunkType, View
 
 # One segment in the lineage: the greatest seq that is not above ours wins, and the key finds it.
 SELECT_CHUNK = """
@@ -110,10 +110,10 @@ class ChunkColumns(NamedTuple):
     lengths: npt.NDArray[np.int64]
 
 
-def find_chunk(catalog: Catalog, view: View, node_id: int, chunk: str, *, whole: bool = False) -> ChunkRef | None:
+def find_chunk(catalog: Catalog, view: View, node_id: int, chunk: str, *, whole: bool = False) -> Chunk | None:
     """Where a chunk's bytes are, or None when it was never written or was deleted.
 
-    With ``whole`` an `InlineChunk`, which has them already, if it costs no more.
+    With ``whole`` an inline chunk has its bytes already, if that costs no more.
     """
     if len(view.bounds) == 1:
         if whole:
@@ -130,27 +130,27 @@ def find_chunk(catalog: Catalog, view: View, node_id: int, chunk: str, *, whole:
     return None
 
 
-def _ref(row: Row, chunk: str) -> ChunkRef | None:
+def _ref(row: Row, chunk: str) -> Chunk | None:
     """A reference from its three columns; None where the chunk was deleted."""
     location_id, offset, length = row
     if type(location_id) is int and type(offset) is int and type(length) is int and offset >= 0 <= length:
-        return ChunkRef(location_id, offset, length)
+        return Chunk(location_id, offset, length)
     if location_id is not None:
         raise damaged(f"chunk {shown(chunk)}", f"it is {shown(length)} bytes from {shown(offset)} of a location")
     return None
 
 
-def _whole(catalog: Catalog, ref: ChunkRef | None, payload: Row, chunk: str) -> ChunkRef | None:
+def _whole(catalog: Catalog, ref: Chunk | None, payload: Row, chunk: str) -> Chunk | None:
     """A reference with the bytes that were found with it, if any."""
     if ref is None or payload[0] is None:  # a payload that is missing is told when it is read
         return ref
     data = check_payload(catalog, payload, ref.offset, chunk)
-    return InlineChunk(ref.location_id, ref.offset, ref.length, data)
+    return Chunk(ref.location, ref.offset, ref.length, data)
 
 
-def find_chunks(catalog: Catalog, view: View, node_id: int, chunks: Sequence[str]) -> list[ChunkRef | None]:
+def find_chunks(catalog: Catalog, view: View, node_id: int, chunks: Sequence[str]) -> list[Chunk | None]:
     """`find_chunk` for many chunks of one array, in one statement."""
-    found: list[ChunkRef | None] = [None] * len(chunks)
+    found: list[Chunk | None] = [None] * len(chunks)
     with catalog.read() as txn:
         names = '["' + '","'.join(chunks) + '"]'  # grid positions need no escaping
         rows = txn.rows(SELECT_CHUNKS, (view.seg, view.seq, node_id, names))

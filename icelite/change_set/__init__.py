@@ -1,21 +1,18 @@
 """Uncommitted changes: `ChangeSet`, with its nodes and its chunks."""
 
 from icelite.change_set.change_set import ChangeSet
-from icelite.change_set.chunks import PENDING_BYTES, StagedRef
-from icelite.change_set.merge import absorb, longer
-from icelite.change_set.native import Native
+from icelite.change_set.chunks import PENDING_BYTES
+from icelite.change_set.merge import Append, absorb, find_append, longer
 from icelite.change_set.nodes import Entry
-from icelite.change_set.places import ChunkPlace, take_places, write_bytes
+from icelite.change_set.writer import ObjectWriter
 
 __all__ = [
     "PENDING_BYTES",
+    "Append",
     "ChangeSet",
-    "ChunkPlace",
     "Entry",
-    "Native",
-    "StagedRef",
+    "ObjectWriter",
     "absorb",
+    "find_append",
     "longer",
-    "take_places",
-    "write_bytes",
 ]

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from icelite.catalog import staging
 from icelite.catalog.locations import INLINE
-from icelite.change_set.appends import Append, find_append
 from icelite.change_set.change_set import ChangeSet
 from icelite.conflicts import VersionSelection
 from icelite.errors import ErrorKind, SessionStateError
-from icelite.metadata import array_info
+from icelite.metadata import array_info, find_growth, with_growth
 from icelite.types import Node, chunk_name, chunk_position
 
 Documents = Mapping[str, str]
@@ -65,10 +64,10 @@ def absorb(
         or both made one array longer; nothing was taken over.
     """
     with ours.lock, fork.lock:
-        fork.flush_payloads()
+        fork.chunks.flush()
         merge = _plan(ours, fork, shared, tangled, on_append)
-        paths = {node.node_id: node.path for node in fork.list_nodes("")}
-        changed = {paths[node_id]: node_id for node_id in fork.changed_nodes() if node_id in paths}
+        paths = {node.node_id: node.path for node in fork.nodes.list_below("")}
+        changed = {paths[node_id]: node_id for node_id in fork.chunks.changed_arrays() if node_id in paths}
         for path in changed:
             if merge.nodes.get(path, _documents(_node(ours, path))) is None:
                 raise _failed(path, "the fork wrote chunks of an array that is deleted here")
@@ -80,7 +79,7 @@ def absorb(
 def longer(changes: ChangeSet) -> dict[str, tuple[int, ...]]:
     """The arrays that are longer than in the snapshot, along any dimension: path to their shape now."""
     found: dict[str, tuple[int, ...]] = {}
-    for path, before, after in changes.node_edits():
+    for path, before, after in changes.nodes.edits():
         if _is_longer(before, after):
             found[path] = _shape(after) or ()
     return found
@@ -88,7 +87,7 @@ def longer(changes: ChangeSet) -> dict[str, tuple[int, ...]]:
 
 def _plan(ours: ChangeSet, fork: ChangeSet, shared: Set[str], tangled: Set[str], on_append: VersionSelection) -> _Merge:
     merge = _Merge({}, {})
-    for path, before, after in fork.node_edits():
+    for path, before, after in fork.nodes.edits():
         here = _node(ours, path)
         if path not in shared and _is_longer(before, after) and _is_longer(before, here):
             may_follow = on_append == VersionSelection.UseOurs and path not in tangled
@@ -101,7 +100,7 @@ def _plan(ours: ChangeSet, fork: ChangeSet, shared: Set[str], tangled: Set[str],
             continue
         if _documents(before) != _documents(here):
             raise _failed(path, "both sides changed its metadata, differently")
-        if after is None and here is not None and here.node_id in ours.changed_nodes():
+        if after is None and here is not None and here.node_id in ours.chunks.changed_arrays():
             raise _failed(path, "the fork deleted an array whose chunks were changed here")
         merge.nodes[path] = _documents(after)
     return merge
@@ -113,33 +112,33 @@ def _append(fork: ChangeSet, before: Node | None, here: Node | None, after: Node
         return None
     if not before.node_id == here.node_id == after.node_id:  # made anew
         return None
-    return find_append(before, here, after, fork.changed_names(after.node_id), None)
+    return find_append(before, here, after, fork.chunks.changed_names(after.node_id), None)
 
 
 def _take_nodes(ours: ChangeSet, wanted: Mapping[str, Documents | None]) -> None:
     for path, documents in wanted.items():
         if documents is None:
-            ours.delete_node(path)
+            ours.nodes.delete(path)
     for path, documents in wanted.items():
         for name, text in (documents or {}).items():
-            ours.set_document(path, name, text)
+            ours.nodes.set_document(path, name, text)
 
 
 def _take_refs(ours: ChangeSet, fork: ChangeSet, path: str, fork_id: int, append: Append | None) -> None:
-    entry, _ = ours.lookup_array(path)
+    entry, _ = ours.nodes.lookup_array(path)
     with fork.catalog.read() as txn:
         rows = staging.list_refs(txn, fork_id)
-    locations = fork.locations()
+    locations = fork.chunks.locations
     ids = {INLINE: INLINE}
     for _, location_id, _, _ in rows:
         if location_id is not None and location_id not in ids:
-            ids[location_id] = ours.intern(locations[location_id - 2])
+            ids[location_id] = ours.chunks.intern(locations[location_id - 2])
     kept = [(chunk, ids[i], offset, length) for chunk, i, offset, length in rows if i is not None]
     if kept:
         chunks, location_ids, offsets, lengths = zip(*kept, strict=True)
         with ours.catalog.stage() as txn:
-            ours.set_refs(entry.node.node_id, _moved(chunks, append), location_ids, offsets, lengths, txn)
-    ours.delete_chunks(entry.node.node_id, _moved([row[0] for row in rows if row[1] is None], append))
+            ours.chunks.set_refs(entry.node.node_id, _moved(chunks, append), location_ids, offsets, lengths, txn)
+    ours.chunks.delete(entry.node.node_id, _moved([row[0] for row in rows if row[1] is None], append))
 
 
 def _moved(chunks: Sequence[str], append: Append | None) -> Sequence[str]:
@@ -152,7 +151,7 @@ def _moved(chunks: Sequence[str], append: Append | None) -> Sequence[str]:
 
 
 def _node(changes: ChangeSet, path: str) -> Node | None:
-    entry = changes.find(path)
+    entry = changes.nodes.find(path)
     return None if entry is None else entry.node
 
 
@@ -187,3 +186,53 @@ def _failed(path: str, why: str) -> SessionStateError:
     return SessionStateError(
         f"the fork cannot be merged: /{path}: {why}; nothing was taken over from it", ErrorKind.MERGE_FAILED
     )
+
+
+# -- appends that follow one another -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """How our append follows those that were committed first.
+
+    Attributes
+    ----------
+    axis, length
+        The dimension, and by how much we made it longer.
+    chunks
+        By how many chunks ours move.
+    documents
+        The array's metadata with both appends.
+    """
+
+    axis: int
+    length: int
+    chunks: int
+    documents: Mapping[str, str]
+
+
+def find_append(before: Node, theirs: Node, ours: Node, our_chunks: Set[str], earlier: Append | None) -> Append | None:
+    """Our append behind theirs; None where the two changes are something else.
+
+    Parameters
+    ----------
+    before, theirs
+        The array before and after their snapshot.
+    ours
+        The array as our session has it.
+    earlier
+        What this gave for the snapshot before theirs, if ours already follows that one.
+    """
+    growth = find_growth(before.documents, theirs.documents)
+    mine = find_growth(before.documents, ours.documents) if earlier is None else (earlier.axis, earlier.length)
+    info = array_info(before.path, before.documents)
+    if growth is None or mine is None or growth[0] != mine[0] or info is None or info.chunks is None:
+        return None
+    axis, added = growth
+    chunk, length = info.chunks[axis], info.shape[axis]
+    if length % chunk or added % chunk:
+        return None
+    if earlier is None and any(chunk_position(name)[axis] < length // chunk for name in our_chunks):
+        return None
+    shift = added // chunk + (0 if earlier is None else earlier.chunks)
+    return Append(axis, mine[1], shift, with_growth(theirs.documents, axis, mine[1]))

@@ -5,24 +5,16 @@ A new node has a negative id (-1 is the first) until the commit gives it one tha
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from icelite.catalog import nodes as node_table
-from icelite.catalog import snapshots
-from icelite.catalog.database import Catalog, Transaction
-from icelite.errors import (
-    AlreadyExistsError,
-    ErrorKind,
-    InvalidInputError,
-    NodeNotFoundError,
-    SnapshotNotFoundError,
-    StorageError,
-)
+from icelite.catalog.database import Transaction
+from icelite.change_set.base import BaseSnapshot
+from icelite.change_set.chunks import ChunkChanges
+from icelite.conflicts import Edits, NodeEdit
+from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError, SessionStateError
 from icelite.expansion import Expansion, find_expansion
 from icelite.keys import DOCUMENTS, ancestors, join
 from icelite.metadata import ArrayInfo, array_info, check_document, same_document
@@ -66,52 +58,54 @@ class _Staged:
     base: Node | None  # what the snapshot has at this path
 
 
-_alive: weakref.WeakSet[NodeChanges] = weakref.WeakSet()
+class NodeChanges:
+    """The nodes of one snapshot plus uncommitted changes; the chunks of an array go with it."""
 
-
-def _renew_locks() -> None:
-    """In a child of os.fork(): other threads of the parent may have held them, and are not here to let go."""
-    for changes in _alive:
-        changes.lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
-
-
-class NodeChanges(ABC):
-    """The nodes of one snapshot plus uncommitted changes."""
-
-    writes: int
-
-    def __init__(self, catalog: Catalog, view: View) -> None:
-        self.catalog = catalog
-        self.view = view
-        self.lock = threading.RLock()
-        _alive.add(self)
+    def __init__(self, base: BaseSnapshot, chunks: ChunkChanges) -> None:
+        self._base = base
+        self._chunks = chunks
         self._forget_base()
-        self._seen_version = -1
-        self._known_id = -1, ""  # the number of the snapshot when it was last looked for, and its id
-        self._nodes: dict[str, _Staged] = {}
+        self._staged: dict[str, _Staged] = {}
         self._above: set[str] = set()  # every path above a staged node, and perhaps above one that went again
         self._last_id = 0
         self.recent: tuple[str, Entry, ArrayInfo] | None = None  # what a chunk key last began with, and its array
 
-    @abstractmethod
-    def _forget_chunks(self, node_id: int) -> None:
-        """Forget the uncommitted chunks of an array that is deleted."""
-
     def _forget_base(self) -> None:
-        self._base: dict[str, Entry | None] = {}
+        self._known: dict[str, Entry | None] = {}
         self._listed: dict[str, Node] = {}  # what the last listing found, and nobody has asked for yet
 
-    def _discard_nodes(self) -> None:
-        self._nodes = {}
+    def is_empty(self) -> bool:
+        """Whether no node was changed."""
+        return not self._staged
+
+    def discard(self) -> None:
+        """Forget every uncommitted change of a node."""
+        self._staged = {}
         self._last_id = 0
+
+    def checkpoint(self) -> Callable[[], None]:
+        """How to return to the state as it is now."""
+        view, staged = self._base.view, dict(self._staged)
+
+        def restore() -> None:
+            if self._base.view != view:
+                self._forget_base()
+            self._staged = staged
+
+        return restore
+
+    def dump(self) -> dict[str, Any]:
+        """The uncommitted changes as values that pickle."""
+        return {"nodes": self._staged, "last_id": self._last_id}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue with the changes that `dump` gave."""
+        self._staged, self._last_id = state["nodes"], state["last_id"]
+        self._above = {above for path in self._staged for above, _ in ancestors(path)}
 
     def find(self, path: str) -> Entry | None:
         """The group or array at a path, or None."""
-        staged = self._nodes.get(path)
+        staged = self._staged.get(path)
         return self._find_base(path) if staged is None else staged.entry
 
     def lookup_array(self, path: str) -> tuple[Entry, ArrayInfo]:
@@ -129,51 +123,28 @@ class NodeChanges(ABC):
             raise InvalidInputError(f"/{path} is a group, not an array", ErrorKind.NOT_AN_ARRAY)
         return entry, entry.info
 
-    def _check_kept(self) -> None:
-        """Refuse what was just read, if the snapshot was released meanwhile: its rows may have been collected."""
-        version = self.catalog.version
-        if version == self._seen_version:
-            return
-        with self.catalog.read() as txn:
-            found = snapshots.find_id(txn, self.view.seq)
-        if found is None:
-            raise SnapshotNotFoundError(
-                "the snapshot that this session reads has expired since it was opened; open another session",
-                ErrorKind.SNAPSHOT_NOT_FOUND,
-            )
-        seq, known = self._known_id
-        if seq == self.view.seq and known != found:
-            raise StorageError(
-                f"{self.catalog.storage.name} was overwritten with another history while it was open: snapshot {known}"
-                " is not in it; open it again",
-                ErrorKind.CATALOG_REPLACED,
-            )
-        self._known_id = self.view.seq, found
-        self._seen_version = version
-
     def _find_base(self, path: str) -> Entry | None:
         try:
-            return self._base[path]
+            return self._known[path]
         except KeyError:
-            node = self._listed.pop(path, None) or node_table.find_node(self.catalog, self.view, path)
-            self._check_kept()
-        if len(self._base) >= KNOWN_NODES:
-            self._base.clear()
-        entry = self._base[path] = None if node is None else Entry(node)
+            base = self._base
+            node = self._listed.pop(path, None) or node_table.find_node(base.catalog, base.view, path)
+            base.check_kept()
+        if len(self._known) >= KNOWN_NODES:
+            self._known.clear()
+        entry = self._known[path] = None if node is None else Entry(node)
         return entry
 
-    def list_nodes(self, path: str) -> list[Node]:
+    def list_below(self, path: str) -> list[Node]:
         """The nodes at and below a path, in order of creation."""
         below = join(path, "")
-        stored = node_table.list_nodes(self.catalog, self.view, path)
-        self._check_kept()
-        self._listed = {
-            node.path: node for node in stored[:KNOWN_NODES]
-        }  # whoever lists is likely to ask for them next
-        nodes = [node for node in stored if node.path not in self._nodes]
+        stored = node_table.list_nodes(self._base.catalog, self._base.view, path)
+        self._base.check_kept()
+        self._listed = {node.path: node for node in stored[:KNOWN_NODES]}  # likely to be asked for next
+        nodes = [node for node in stored if node.path not in self._staged]
         staged = [
             s.entry.node
-            for p, s in (list(self._nodes.items()) if path in self._nodes or path in self._above else ())
+            for p, s in (list(self._staged.items()) if path in self._staged or path in self._above else ())
             if s.entry is not None and (p == path or p.startswith(below))
         ]
         old = [node for node in staged if node.node_id > 0]
@@ -189,7 +160,7 @@ class NodeChanges(ABC):
             ``bad-metadata``; ``node-already-exists`` where it would turn one kind of node into another.
         """
         info = check_document(path, name, text)
-        with self.lock:
+        with self._base.lock:
             entry = self.find(path)
             if entry is None or entry.info is None:
                 self._check_place(path, info)
@@ -221,7 +192,7 @@ class NodeChanges(ABC):
                 raise InvalidInputError(
                     f"/{path} is inside the array /{above}; an array has no nodes below it", ErrorKind.INVALID_PATH
                 )
-        below = [] if info is None else self.list_nodes(path)
+        below = [] if info is None else self.list_below(path)
         if inside := [node.path for node in below if node.path != path]:
             raise AlreadyExistsError(
                 f"array /{path} cannot be created around existing nodes such as /{inside[0]}; delete them first",
@@ -243,22 +214,22 @@ class NodeChanges(ABC):
         return changed
 
     def _put_node(self, node: Node, *info: ArrayInfo | None) -> None:
-        self.writes += 1
-        staged = self._nodes.get(node.path)
+        self._base.writes += 1
+        staged = self._staged.get(node.path)
         if staged is None:
             found = self._find_base(node.path)
             base = None if found is None else found.node
         else:
             base = staged.base
         if base == node:  # changed back
-            self._nodes.pop(node.path, None)
+            self._staged.pop(node.path, None)
         else:
-            self._nodes[node.path] = _Staged(Entry(node, *info), base)
+            self._staged[node.path] = _Staged(Entry(node, *info), base)
             self._above.update(above for above, _ in ancestors(node.path))
 
     def delete_document(self, path: str, name: str) -> None:
         """Delete one metadata document; a node without any is gone, and chunks go with what makes it an array."""
-        with self.lock:
+        with self._base.lock:
             entry = self.find(path)
             if entry is None or name not in entry.node.documents:
                 return
@@ -268,76 +239,108 @@ class NodeChanges(ABC):
             else:
                 self._drop_node(entry.node)
 
-    def delete_node(self, path: str) -> None:
+    def delete(self, path: str) -> None:
         """Delete the node at a path, with its chunks; those below it stay."""
-        with self.lock:
+        with self._base.lock:
             entry = self.find(path)
             if entry is not None:
                 self._drop_node(entry.node)
 
-    def node_edits(self) -> Iterator[tuple[str, Node | None, Node | None]]:
+    def edits(self) -> Iterator[tuple[str, Node | None, Node | None]]:
         """Path, node in the snapshot and node now of everything changed, in order of creation."""
-        for path, staged in sorted(self._nodes.items(), key=_creation_order):
+        for path, staged in sorted(self._staged.items(), key=_creation_order):
             yield path, staged.base, None if staged.entry is None else staged.entry.node
 
-    def delete_nodes(self, path: str) -> None:
+    def delete_below(self, path: str) -> None:
         """Delete the nodes at and below a path, with their chunks."""
-        with self.lock:
-            for node in self.list_nodes(path):
+        with self._base.lock:
+            for node in self.list_below(path):
                 self._drop_node(node)
 
     def _drop_node(self, node: Node) -> None:
-        self.writes += 1
-        self._forget_chunks(node.node_id)
-        staged = self._nodes.get(node.path)
+        self._base.writes += 1
+        self._chunks.forget(node.node_id)
+        staged = self._staged.get(node.path)
         base = node if staged is None else staged.base
         if base is None:
-            del self._nodes[node.path]
+            del self._staged[node.path]
         else:
-            self._nodes[node.path] = _Staged(None, base)
+            self._staged[node.path] = _Staged(None, base)
 
-    def _rebase_nodes(self) -> None:
+    def rebase(self) -> None:
         """Compare what the session wrote with what the new snapshot has; delete what appeared in deleted groups."""
         self._forget_base()
-        self._seen_version = -1
-        self._known_id = -1, ""  # the number of the snapshot when it was last looked for, and its id
-        for path, staged in list(self._nodes.items()):
+        for path, staged in list(self._staged.items()):
             base = self._find_base(path)
             if staged.entry is None and base is None:
-                del self._nodes[path]
+                del self._staged[path]
             else:
-                self._nodes[path] = _Staged(staged.entry, None if base is None else base.node)
-        for path in [path for path, staged in self._nodes.items() if staged.entry is None]:
-            for node in self.list_nodes(path):
-                if node.path not in self._nodes:
+                self._staged[path] = _Staged(staged.entry, None if base is None else base.node)
+        for path in [path for path, staged in self._staged.items() if staged.entry is None]:
+            for node in self.list_below(path):
+                if node.path not in self._staged:
                     self._drop_node(node)
 
-    def move_nodes(self, source: str, target: str) -> None:
+    def move(self, source: str, target: str) -> None:
         """Give the node at ``source``, with everything below it, the path ``target``; ids and chunks stay."""
-        with self.lock:
-            nodes = self.list_nodes(source)
+        with self._base.lock:
+            nodes = self.list_below(source)
             for node in nodes:
-                staged = self._nodes.pop(node.path, None)
+                staged = self._staged.pop(node.path, None)
                 base = node if staged is None else staged.base
                 if base is not None:
-                    self._nodes[node.path] = _Staged(None, base)
+                    self._staged[node.path] = _Staged(None, base)
             for node in nodes:
                 self._put_node(replace(node, path=target + node.path[len(source) :]))
 
+    def check_move(self, source: str, target: str) -> None:
+        """Refuse a move that has nothing to move, or nowhere to go.
+
+        Raises
+        ------
+        SessionStateError, NodeNotFoundError, AlreadyExistsError
+            ``move-into-self-or-descendant``, ``move-destination-parent-missing``,
+            ``move-destination-parent-not-group``; ``node-not-found``; ``move-wont-overwrite``.
+        """
+        if source == target or source == "" or target.startswith(source + "/"):
+            raise SessionStateError(
+                f"/{source} cannot be moved to /{target}: a node does not go into itself",
+                ErrorKind.MOVE_INTO_SELF_OR_DESCENDANT,
+            )
+        if self.find(source) is None:
+            raise NodeNotFoundError(f"no node at /{source} to move", ErrorKind.NODE_NOT_FOUND)
+        if self.list_below(target):
+            raise AlreadyExistsError(
+                f"/{target} already exists, and a move never overwrites; delete it in another commit first",
+                ErrorKind.MOVE_WONT_OVERWRITE,
+            )
+        parent = target.rpartition("/")[0]
+        entry = self.find(parent)
+        if entry is None:
+            raise SessionStateError(
+                f"there is no group /{parent} to move into; create it in another commit first",
+                ErrorKind.MOVE_DESTINATION_PARENT_MISSING,
+            )
+        if entry.info is not None:
+            raise SessionStateError(
+                f"/{parent} is an array; nodes live in groups", ErrorKind.MOVE_DESTINATION_PARENT_NOT_GROUP
+            )
+
     def _moved(self) -> dict[int, tuple[str, str]]:
         """Ids of the moved nodes with the path they had and the one they have."""
-        before = {staged.base.node_id: path for path, staged in self._nodes.items() if staged.base is not None}
+        before = {staged.base.node_id: path for path, staged in self._staged.items() if staged.base is not None}
         return {
             staged.entry.node.node_id: (before[staged.entry.node.node_id], path)
-            for path, staged in self._nodes.items()
+            for path, staged in self._staged.items()
             if staged.entry is not None and before.get(staged.entry.node.node_id, path) != path
         }
 
-    def _node_status(self) -> Diff:
+    def status(self) -> Diff:
+        """The uncommitted changes of nodes."""
         diff = Diff()
         moved = self._moved()
         diff.moved_nodes.extend(("/" + source, "/" + target) for source, target in moved.values())
-        for path, staged in self._nodes.items():
+        for path, staged in self._staged.items():
             entry, base = staged.entry, staged.base
             if entry is not None and entry.node.node_id in moved:
                 entry = None
@@ -352,9 +355,26 @@ class NodeChanges(ABC):
                 (diff.updated_groups if entry.info is None else diff.updated_arrays).add("/" + path)
         return diff
 
-    def _node_changes(self) -> dict[int, NodeChange]:
+    def compared(self) -> Edits:
+        """The uncommitted changes of nodes as `icelite.conflicts` compares them."""
+        edits = Edits()
+        for source, _ in self._moved().values():
+            edits.moved = "/" + source
+        for path, staged in self._staged.items():
+            entry, base = staged.entry, staged.base
+            if base is not None and (entry is None or entry.node.node_id != base.node_id):
+                is_array = array_info(path, base.documents) is not None
+                edits.nodes[base.node_id] = NodeEdit(path, is_array, NodeChange.deleted)
+            if entry is not None and entry.node.node_id < 0:
+                edits.created[path] = entry.info is not None
+            elif entry is not None:
+                edits.nodes[entry.node.node_id] = NodeEdit(path, entry.info is not None, NodeChange.updated)
+        return edits
+
+    def kinds(self) -> dict[int, NodeChange]:
+        """What was done to each changed node, by its id."""
         changes: dict[int, NodeChange] = {}
-        for staged in self._nodes.values():
+        for staged in self._staged.values():
             node = None if staged.entry is None else staged.entry.node
             if staged.base is not None and (node is None or node.node_id != staged.base.node_id):
                 changes[staged.base.node_id] = NodeChange.deleted
@@ -362,11 +382,11 @@ class NodeChanges(ABC):
                 changes[node.node_id] = NodeChange.created if node.node_id < 0 else NodeChange.updated
         return changes | dict.fromkeys(self._moved(), NodeChange.moved)
 
-    def _insert_nodes(self, txn: Transaction, view: View) -> dict[int, int]:
+    def insert_into(self, txn: Transaction, view: View) -> dict[int, int]:
         """Insert the changed nodes in order of creation; staged to final ids of the new ones."""
         next_id = node_table.next_node_id(txn)
         ids: dict[int, int] = {}
-        for path, staged in sorted(self._nodes.items(), key=_creation_order):
+        for path, staged in sorted(self._staged.items(), key=_creation_order):
             if staged.entry is None:
                 base = staged.base
                 assert base is not None  # _drop_node keeps no deletion of what the snapshot does not have

@@ -135,7 +135,7 @@ def ls(catalog: CatalogArgument, group: str, as_json: bool) -> None:
     repository = catalog.open()
     session = repository.readonly_session(**catalog.names(repository))
     bare = group.strip("/")
-    nodes = session.changes.list_nodes("")
+    nodes = session.changes.nodes.list_below("")
     below = [node for node in nodes if not bare or node.path == bare or node.path.startswith(bare + "/")]
     if bare and not below:
         session.get_node_id(bare)  # raises, naming it
@@ -155,7 +155,7 @@ def _describe(node: Node, session: Any) -> dict[str, Any]:
         document = parse_document(node.path, node.documents[name])
         attributes = document.get("attributes") or parse_document(node.path, node.documents.get(".zattrs", "{}"))
         dtype = document.get("data_type", document.get("dtype"))
-        sizes = [length for _, length in session.changes.chunk_sizes(node.node_id)]
+        sizes = [length for _, length in session.changes.chunks.sizes(node.node_id)]
         facts |= {
             "shape": array.shape,
             "chunks": array.chunks,

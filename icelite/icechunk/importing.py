@@ -281,7 +281,7 @@ class SnapshotReader:
             diff = self._changes(snapshot_id, parent_id)
         changes = target.changes
         for path in sorted({*diff.deleted_arrays, *diff.deleted_groups}):
-            changes.delete_node(path.strip("/"))
+            changes.nodes.delete(path.strip("/"))
         _move(changes, diff.moved_nodes)  # after an amend, of groups from which something was deleted
         fresh = {*diff.new_arrays, *diff.new_groups}
         changed = fresh | diff.updated_arrays | diff.updated_groups
@@ -355,9 +355,9 @@ def _move(changes: ChangeSet, moved: Iterable[tuple[str, str]]) -> None:
     moves = [(source.strip("/"), target.strip("/")) for source, target in collapse(moved)]
     by_depth = sorted(moves, key=lambda move: move[0].count("/"), reverse=True)
     for i, (source, _) in enumerate(by_depth):
-        changes.move_nodes(source, f"{MOVING}/{i}")
+        changes.nodes.move(source, f"{MOVING}/{i}")
     for i, (_, target) in sorted(enumerate(by_depth), key=lambda item: item[1][1].count("/")):
-        changes.move_nodes(f"{MOVING}/{i}", target)
+        changes.nodes.move(f"{MOVING}/{i}", target)
 
 
 @dataclass
@@ -379,9 +379,9 @@ class _Array:
         if data is None:  # it came and went between two snapshots that are left
             return False
         changes = self.target.changes
-        before = changes.find(self.path)
-        changes.set_document(self.path, "zarr.json", data.decode())
-        after = changes.find(self.path)
+        before = changes.nodes.find(self.path)
+        changes.nodes.set_document(self.path, "zarr.json", data.decode())
+        after = changes.nodes.find(self.path)
         if before is None or after is None or before.node.node_id != after.node.node_id:
             return True
         self._forget_outside(before, after)
@@ -394,14 +394,12 @@ class _Array:
             return
         if any(size < former for size, former in zip(new.grid, old.grid, strict=True)):
             node_id = after.node.node_id
-            names = [
-                name for name, *_ in self.target.changes.refs(node_id) if not _is_inside(name, new.keys.ndim, new.grid)
-            ]
-            self.target.changes.delete_chunks(node_id, names)
+            chunks = self.target.changes.chunks
+            chunks.delete(node_id, [n for n, *_ in chunks.refs(node_id) if not _is_inside(n, new.keys.ndim, new.grid)])
 
     def read_chunks(self, wanted: set[str] | None) -> None:
         """Take over chunks: these, or all for None."""
-        entry = self.target.changes.find(self.path)
+        entry = self.target.changes.nodes.find(self.path)
         if entry is None or entry.info is None or wanted == set():
             return
         ndim, grid = entry.info.keys.ndim, entry.info.grid
@@ -414,7 +412,7 @@ class _Array:
             if wanted is not None:
                 found.update(row.chunk for row in batch)
         if wanted is not None:
-            self.target.changes.delete_chunks(entry.node.node_id, sorted(wanted - found))
+            self.target.changes.chunks.delete(entry.node.node_id, sorted(wanted - found))
 
     def _references(self, wanted: set[str] | None) -> Iterator[Reference]:
         if self.reader.manifests is not None:
@@ -427,9 +425,9 @@ class _Array:
         changes, access = self.target.changes, self.target.access
         ids: dict[tuple[str, SourceStamp], int] = {}
         for source in {self.reader.locate(row) for row in rows}:
-            ids[source] = changes.intern(access.locate(source[0], stamp=source[1], validate_container=False))
+            ids[source] = changes.chunks.intern(access.locate(source[0], stamp=source[1], validate_container=False))
         with changes.catalog.stage() as txn:
-            changes.set_refs(
+            changes.chunks.set_refs(
                 entry.node.node_id,
                 [row.chunk for row in rows],
                 [ids[self.reader.locate(row)] for row in rows],
@@ -446,7 +444,7 @@ class _Array:
             for name, data in zip(some, values, strict=True):
                 if data is None:
                     raise InvalidInputError(f"Icechunk lists chunk {name} and does not have it", ErrorKind.INVALID_KEY)
-                self.target.changes.set_payload(entry.node.node_id, name, data)
+                self.target.changes.chunks.set_bytes(entry.node.node_id, name, data)
 
     async def _fetch(self, names: list[str]) -> list[bytes | None]:
         return await asyncio.gather(*(read_key(self.source.store, self._key("c", name)) for name in names))

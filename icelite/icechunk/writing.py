@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 from zarr.core.sync import sync
 
-from icelite.catalog.locations import INLINE, lookup_location
-from icelite.change_set import Entry, StagedRef
+from icelite.catalog.locations import INLINE
+from icelite.change_set import Entry
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.icechunk.histories import are_independent, collapse
 from icelite.icechunk.library import buffer, is_relative, to_their_url, translated
 from icelite.metadata import ArrayInfo
 from icelite.session import Session
-from icelite.types import ChunkRef, ChunkType, Diff, Location, chunk_name, chunk_position
+from icelite.types import Chunk, ChunkType, Diff, Location, chunk_name, chunk_position
 
 if TYPE_CHECKING:
     import icechunk
@@ -89,14 +89,14 @@ class SnapshotWriter:
         for path in _tops(gone):
             sync(target.store.delete_dir(path.strip("/")))
             # with a group Icechunk deletes all below it, here it may have been the group alone
-            fresh.update("/" + node.path for node in source.changes.list_nodes(path.strip("/")))
+            fresh.update("/" + node.path for node in source.changes.nodes.list_below(path.strip("/")))
         changed = fresh | diff.updated_arrays | diff.updated_groups
         partly = {
             path: {chunk_name(at) for at in ats} for path, ats in diff.updated_chunks.items() if path not in fresh
         }
         diff.updated_chunks.clear()  # a million small lists would slow down all that follows
         for path in sorted(changed | partly.keys()):
-            entry = source.changes.find(path.strip("/"))
+            entry = source.changes.nodes.find(path.strip("/"))
             if entry is None:  # it came and went between two snapshots that are left
                 continue
             array = _Array(self, source, target, entry)
@@ -104,7 +104,7 @@ class SnapshotWriter:
                 if path in fresh:
                     array.write_all()
                 else:
-                    before = parent.changes.find(path.strip("/"))
+                    before = parent.changes.nodes.find(path.strip("/"))
                     array.write_changes(partly.get(path, set()), before, path in changed)
 
     def url(self, location: Location) -> str:
@@ -203,9 +203,9 @@ class _Array:
     def _scan(self) -> Iterator[Row]:
         changes = self.source.changes
         known: dict[int, Location | None] = {INLINE: None}
-        for name, location_id, offset, length in changes.refs(self.entry.node.node_id):
+        for name, location_id, offset, length in changes.chunks.refs(self.entry.node.node_id):
             if location_id not in known:
-                known[location_id] = changes.locations()[location_id - 2]
+                known[location_id] = changes.chunks.locations[location_id - 2]
             yield name, known[location_id], offset, length
 
     def _select(self, names: set[str]) -> tuple[list[Row], set[str]]:
@@ -217,11 +217,10 @@ class _Array:
         return rows, names - {row[0] for row in rows}
 
     def _find(self, name: str) -> Row | None:
-        ref = self.source.changes.find_chunk(self.entry.node.node_id, name)
-        if not isinstance(ref, ChunkRef):  # a session that only reads has nothing else
+        ref = self.source.changes.chunks.find(self.entry.node.node_id, name)
+        if ref is None:
             return None
-        location = None if ref.location_id == INLINE else lookup_location(self.source.changes.catalog, ref.location_id)
-        return name, location, ref.offset, ref.length
+        return name, None if ref.location == INLINE else self.source.payloads.location(ref), ref.offset, ref.length
 
     def _write_chunks(self, rows: Iterable[Row]) -> None:
         iterator = iter(rows)
@@ -258,7 +257,7 @@ class _Array:
     def _write_bytes(self, rows: list[Row]) -> None:
         payloads = self.source.payloads
         values = [
-            (self._key(name), payloads.read(_ref(at, offset, length), self._key(name), None))
+            (self._key(name), payloads.read(Chunk(at or INLINE, offset, length), self._key(name), None))
             for name, at, offset, length in rows
         ]
 
@@ -266,10 +265,6 @@ class _Array:
             await asyncio.gather(*(self.target.store.set(key, buffer(data)) for key, data in values))
 
         sync(write())
-
-
-def _ref(location: Location | None, offset: int, length: int) -> ChunkRef | StagedRef:
-    return ChunkRef(INLINE, offset, length) if location is None else StagedRef(location, offset, length)
 
 
 def _portions(rows: list[Row]) -> Iterator[list[Row]]:

@@ -168,7 +168,7 @@ def _session(source: Source, branch: str | None, tag: str | None, snapshot_id: s
 
 
 def _nodes(session: Session, group: str) -> list[Node]:
-    nodes = session.changes.list_nodes(group)
+    nodes = session.changes.nodes.list_below(group)
     if not nodes:
         raise NodeNotFoundError(f"there is nothing at /{group} to export", ErrorKind.NODE_NOT_FOUND)
     return nodes
@@ -209,11 +209,11 @@ class _Exporter:
     def _is_full(self, node: Node, info: ArrayInfo | None) -> bool:
         """Whether every chunk of an array is there."""
         assert info is not None
-        chunks = sum(len(block.chunks) for block in self._session.changes.columns(node.node_id))
+        chunks = sum(len(block.chunks) for block in self._session.changes.chunks.columns(node.node_id))
         return info.grid is not None and chunks == math.prod(info.grid)
 
     def _tables(self, node: Node) -> Iterator[ChunkTable]:
-        for block in self._session.changes.columns(node.node_id):
+        for block in self._session.changes.chunks.columns(node.node_id):
             numbers, inverse = np.unique(block.location_ids, return_inverse=True)
             sources = np.array([self._source(number) for number in numbers.tolist()], dtype=np.int64)[inverse]
             copied = (sources == _NO_URL) | (block.lengths < self._threshold)
@@ -227,7 +227,7 @@ class _Exporter:
 
     def _source(self, number: int) -> int:
         if number not in self._sources:
-            location = self._session.changes.location(number)
+            location = self._session.changes.chunks.location(number)
             self._sources[number] = _NO_URL
             if location is not None and location.kind == ChunkType.virtual:
                 self._sources[number] = len(self._urls)
@@ -255,9 +255,7 @@ class _Exporter:
             )
 
     def _read(self, node: Node, chunk: str) -> bytes:
-        found = self._session.changes.find_chunk(node.node_id, chunk)
-        if isinstance(found, bytes):
-            return found
+        found = self._session.changes.chunks.find(node.node_id, chunk)
         assert found is not None  # the scan that gave its name saw the same snapshot
         return self._session.payloads.read(found, f"{node.path}, chunk {chunk}", None)
 

@@ -195,10 +195,10 @@ def _write(
 def _write_nodes(plan: ImportPlan, store: IceliteStore) -> None:
     changes = store.session.changes
     if plan.overwrite:
-        changes.delete_nodes(plan.group)
+        changes.nodes.delete_below(plan.group)
     for path, texts in plan.documents.items():
         for name in sorted(texts, key=".zattrs".__eq__):  # what the node is before what is said about it
-            changes.set_document(path, name, texts[name])
+            changes.nodes.set_document(path, name, texts[name])
 
 
 def _write_chunks(plan: ImportPlan, store: IceliteStore, progress: Progress) -> None:
@@ -208,15 +208,15 @@ def _write_chunks(plan: ImportPlan, store: IceliteStore, progress: Progress) -> 
     done = 0
     progress(done, total)
     for array in plan.arrays:
-        entry, _ = changes.lookup_array(array.path)
+        entry, _ = changes.nodes.lookup_array(array.path)
         node_id = entry.node.node_id
         for chunk, data in array.inline.items():
-            changes.set_payload(node_id, chunk, data)
+            changes.chunks.set_bytes(node_id, chunk, data)
         done += len(array.inline)
         for batch in array.batches(ROWS_AT_ONCE):
             chunks, sources, offsets, lengths = batch
             with changes.catalog.stage() as txn:
-                changes.set_refs(node_id, chunks, ids[sources].tolist(), offsets.tolist(), lengths.tolist(), txn)
+                changes.chunks.set_refs(node_id, chunks, ids[sources].tolist(), offsets.tolist(), lengths.tolist(), txn)
             done += len(chunks)
             progress(done, total)
     progress(total, total)
@@ -271,7 +271,7 @@ class ImportPlan:
         if self.allowed:
             for location in self.locations:
                 session.access.allow(location)
-        return np.array([session.changes.intern(location) for location in self.locations], dtype=np.int64)
+        return np.array([session.changes.chunks.intern(location) for location in self.locations], dtype=np.int64)
 
 
 def _plan_references(
@@ -306,12 +306,12 @@ def _plan_references(
 def _check_group(session: Session, group: str, overwrite: bool) -> None:
     changes = session.changes
     for above, _ in ancestors(group) if group else ():
-        entry = changes.find(above)
+        entry = changes.nodes.find(above)
         if entry is not None and entry.info is not None:
             raise InvalidInputError(
                 f"/{group} is inside the array /{above}; an array has no nodes below it", ErrorKind.INVALID_PATH
             )
-    there = [] if overwrite else changes.list_nodes(group)
+    there = [] if overwrite else changes.nodes.list_below(group)
     arrays = [node.path for node in there if array_info(node.path, node.documents) is not None]
     if arrays:
         raise AlreadyExistsError(
@@ -326,7 +326,7 @@ def _placed(documents: Documents, session: Session, group: str) -> Documents:
     format_ = DOCUMENTS[next(iter(next(iter(documents.values()))))]
     name, text = GROUP_DOCUMENTS[format_]
     above = [path for path, _ in ancestors(group)] if group else []
-    placed: Documents = {path: {name: text} for path in above if session.changes.find(path) is None}
+    placed: Documents = {path: {name: text} for path in above if session.changes.nodes.find(path) is None}
     placed.update({join(group, path) if path else group: texts for path, texts in documents.items()})
     return placed
 
@@ -334,7 +334,7 @@ def _placed(documents: Documents, session: Session, group: str) -> Documents:
 def _check_kinds(documents: Documents, session: Session) -> None:
     """Refuse metadata for a group that is there in the other format, or that would become an array."""
     for path, texts in documents.items():
-        entry = session.changes.find(path)
+        entry = session.changes.nodes.find(path)
         if entry is not None and (".zarray" in texts or DOCUMENTS[next(iter(texts))] != entry.node.zarr_format):
             raise AlreadyExistsError(
                 f"/{path} already is a group of Zarr v{entry.node.zarr_format}, which the references do not fit;"

@@ -22,7 +22,7 @@ from icelite.catalog.operations import now
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.payload import Payloads
 from icelite.storage import StorageConfig, as_storage
-from icelite.types import Bundle, ChunkRef, Progress
+from icelite.types import Bundle, Chunk, Progress
 
 AT_ONCE = 16  # ranges that are read together
 OF_OBJECTS = ("objects", "collected")  # settings that only a repository with objects has
@@ -88,12 +88,12 @@ class _Copy:
     def _is_local(self, place: Range) -> bool:
         known = self.local.get(place.location_id)
         if known is None:
-            known = self.payloads.is_local(ChunkRef(*place[:3]), self._name(place))
+            known = self.payloads.is_local(Chunk(*place[:3]), self._name(place))
             self.local[place.location_id] = known
         return known
 
     def _read(self, place: Range) -> bytes:
-        return self.payloads.read(ChunkRef(*place[:3]), self._name(place), None)
+        return self.payloads.read(Chunk(*place[:3]), self._name(place), None)
 
     def _name(self, place: Range) -> str:
         return f"{self.paths.get(place.node_id, '')}/{place.chunk}".strip("/")

@@ -80,7 +80,7 @@ def list_content(session: Session, root: str) -> Content:
         ``node-not-found``.
     """
     content = Content(root)
-    nodes = session.changes.list_nodes(root)
+    nodes = session.changes.nodes.list_below(root)
     if not nodes:
         raise NodeNotFoundError(f"no group or array at or below /{root} in {session}", ErrorKind.NODE_NOT_FOUND)
     for node in nodes:
@@ -88,7 +88,7 @@ def list_content(session: Session, root: str) -> Content:
         for name, text in node.documents.items():
             content.documents.append((join(node.path, name), len(text.encode())))
         info = array_info(node.path, node.documents)
-        for chunk, size in () if info is None else session.changes.chunk_sizes(node.node_id):
+        for chunk, size in () if info is None else session.changes.chunks.sizes(node.node_id):
             content.chunks.append((join(node.path, info.keys.encode(chunk)), size) if info else (chunk, size))
     return content
 

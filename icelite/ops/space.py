@@ -16,10 +16,10 @@ from icelite.catalog.locations import check_objects, intern_location, lookup_loc
 from icelite.catalog.operations import log_operation
 from icelite.catalog.removal import remove_locations
 from icelite.catalog.settings import check_online
-from icelite.change_set import PENDING_BYTES, Native
+from icelite.change_set import PENDING_BYTES, ObjectWriter
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.payload import Payloads
-from icelite.types import ChunkRef, ChunkStorageStats, ChunkType, Compaction, Location, Progress, Repacking
+from icelite.types import Chunk, ChunkStorageStats, ChunkType, Compaction, Location, Progress, Repacking
 
 
 def chunk_storage_stats(catalog: Catalog) -> ChunkStorageStats:
@@ -48,7 +48,7 @@ NewPlace = tuple[Location, int]
 
 
 def repack(
-    catalog: Catalog, payloads: Payloads, native: Native, min_live: float, progress: Progress | None = None
+    catalog: Catalog, payloads: Payloads, writer: ObjectWriter, min_live: float, progress: Progress | None = None
 ) -> Repacking:
     """Rewrite objects of which less than a share is needed; see `Repository.repack`."""
     if not 0 < min_live <= 1:
@@ -59,7 +59,7 @@ def repack(
         extents = [extent for extent in locations.list_extents(txn) if extent[0] in dead]
     moved: dict[Extent, NewPlace] = {}
     for batch in _batches(extents):
-        moved.update(_copy(catalog, payloads, native, batch))
+        moved.update(_copy(catalog, payloads, writer, batch))
         if progress is not None:
             progress(len(moved), len(extents))
     if moved:
@@ -87,11 +87,11 @@ def _batches(extents: list[Extent]) -> Iterator[list[Extent]]:
         yield batch
 
 
-def _copy(catalog: Catalog, payloads: Payloads, native: Native, batch: list[Extent]) -> dict[Extent, NewPlace]:
+def _copy(catalog: Catalog, payloads: Payloads, writer: ObjectWriter, batch: list[Extent]) -> dict[Extent, NewPlace]:
     """Write the bytes of some extents into new objects; where each of them is now."""
     named = {(index, ""): extent for index, extent in enumerate(batch)}
     bodies = {
-        name: payloads.read(ChunkRef(*extent), f"of object {lookup_location(catalog, extent[0]).path}", None)
+        name: payloads.read(Chunk(*extent), f"of object {lookup_location(catalog, extent[0]).path}", None)
         for name, extent in named.items()
     }
-    return {named[name]: (location, offset) for name, (location, offset, _) in native.put(bodies)}
+    return {named[name]: (location, offset) for name, (location, offset, _) in writer.put(bodies)}

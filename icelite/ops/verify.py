@@ -24,7 +24,7 @@ from icelite.keys import check_path
 from icelite.metadata import check_document
 from icelite.objects import NoObjects, Objects
 from icelite.payload import Payloads
-from icelite.types import ChunkRef, Problem, Problems
+from icelite.types import Chunk, Problem, Problems
 
 Finding = tuple[str, str]  # subject, and what is wrong with it
 Native: TypeAlias = Objects | NoObjects | None
@@ -253,7 +253,7 @@ def _check_objects(pace: Pace, payloads: Payloads, native: Native, how: str, pro
     for location_id, group in groupby(extents, key=lambda extent: extent[0]):
         for _, offset, length in () if location_id in missing else group:
             try:
-                payloads.read(ChunkRef(location_id, offset, length), f"at byte {offset} of {keys[location_id]}", None)
+                payloads.read(Chunk(location_id, offset, length), f"at byte {offset} of {keys[location_id]}", None)
             except IceliteError as error:
                 if _is_needed(pace, location_id):
                     yield f"object {keys[location_id]}", error.message

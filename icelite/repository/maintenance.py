@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from icelite.catalog.database import Catalog
-from icelite.change_set import Native
+from icelite.change_set import ObjectWriter
 from icelite.config import RepositoryConfig
 from icelite.objects import NoObjects, Objects
 from icelite.ops import expire, gc, space, verify
@@ -149,9 +149,9 @@ class Maintenance:
             ``invalid-argument``, ``unauthorized-objects``; ``read-only-storage``, ``read-only-repository``; ``io``,
             ``virtual-chunk-fetch``, ``busy``.
         """
-        native = Native(self._objects, -1, self._config.object_target_bytes)
+        writer = ObjectWriter(self._objects, -1, self._config.object_target_bytes)
         payloads = Payloads(self._catalog, self._access, self._objects)
-        return space.repack(self._catalog, payloads, native, min_live, progress)
+        return space.repack(self._catalog, payloads, writer, min_live, progress)
 
     def verify(self, *, objects: str | None = None) -> Problems:
         """Check every rule of the file format; what is wrong, and nothing when all is well.

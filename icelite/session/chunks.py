@@ -13,12 +13,12 @@ import numpy.typing as npt
 from icelite import types
 from icelite.catalog.chunks import as_grid
 from icelite.catalog.locations import INLINE
-from icelite.change_set import ChangeSet, StagedRef
+from icelite.change_set import ChangeSet
 from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, StorageError, redact
 from icelite.keys import check_path
 from icelite.metadata import ArrayInfo
 from icelite.payload import Payloads
-from icelite.types import ChunkRef, ChunkType, Location, chunk_name, chunk_position
+from icelite.types import Chunk, ChunkType, Location, chunk_name, chunk_position
 from icelite.virtual import VirtualAccess
 
 Position = tuple[int, ...]
@@ -61,7 +61,7 @@ class Chunks:
             ``node-not-found``.
         """
         bare = check_path(path)
-        entry = self.changes.find(bare)
+        entry = self.changes.nodes.find(bare)
         if entry is None:
             raise NodeNotFoundError(f"no node at /{bare}", ErrorKind.NODE_NOT_FOUND)
         return str(entry.node.node_id)
@@ -74,18 +74,18 @@ class Chunks:
         NodeNotFoundError, InvalidInputError
             ``node-not-found``; ``not-an-array``.
         """
-        entry, _ = self.changes.lookup_array(check_path(array_path))
-        found = self.changes.find_chunk(entry.node.node_id, chunk_name(chunk_coordinates))
+        entry, _ = self.changes.nodes.lookup_array(check_path(array_path))
+        found = self.changes.chunks.find(entry.node.node_id, chunk_name(chunk_coordinates))
         if found is None:
             return ChunkType.uninitialized
-        if isinstance(found, bytes):
-            return ChunkType.native if self.changes.native.takes(len(found)) else ChunkType.inline
-        return found.location.kind if isinstance(found, StagedRef) else self.payloads.location(found).kind
+        if found.location is None:
+            return ChunkType.native if self.changes.writer.takes(found.length) else ChunkType.inline
+        return self.payloads.location(found).kind
 
     async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[Position]:
         """The grid positions of all chunks that are there; raises as `chunk_type`."""
-        entry, _ = await self.off_loop(self.changes.lookup_array, check_path(array_path))
-        sizes = iter(self.changes.chunk_sizes(entry.node.node_id))
+        entry, _ = await self.off_loop(self.changes.nodes.lookup_array, check_path(array_path))
+        sizes = iter(self.changes.chunks.sizes(entry.node.node_id))
         while some := await asyncio.to_thread(_take, sizes, _POSITIONS_AT_ONCE):
             for chunk, _ in some:
                 yield tuple(chunk_position(chunk))
@@ -107,8 +107,8 @@ class Chunks:
         """
         if not 1 <= batch_size < 2**63:
             raise InvalidInputError(f"batch_size={batch_size} must be at least 1", ErrorKind.INVALID_ARGUMENT)
-        entry, info = await self.off_loop(self.changes.lookup_array, check_path(array_path))
-        rows = self.changes.refs(entry.node.node_id)
+        entry, info = await self.off_loop(self.changes.nodes.lookup_array, check_path(array_path))
+        rows = self.changes.chunks.refs(entry.node.node_id)
         while batch := await asyncio.to_thread(_take, rows, batch_size):
             yield await self.off_loop(self._columns, batch, info.keys.ndim, entry.node.path)
 
@@ -126,9 +126,9 @@ class Chunks:
         return await asyncio.to_thread(function, *arguments)
 
     def _columns(self, rows: list[tuple[str, int, int, int]], ndim: int, path: str) -> ChunkBatch:
-        locations = self.changes.locations()
+        locations = self.changes.chunks.locations
         inline = {
-            row: self.payloads.read(ChunkRef(INLINE, offset, length), chunk, None)
+            row: self.payloads.read(Chunk(INLINE, offset, length), chunk, None)
             for row, (chunk, location_id, offset, length) in enumerate(rows)
             if location_id == INLINE
         }
@@ -153,13 +153,13 @@ class Chunks:
             ``node-not-found``; ``not-an-array``.
         """
         path = check_path(array_path)
-        entry, info = self.changes.lookup_array(path)
-        blocks = list(self.changes.columns(entry.node.node_id))
+        entry, info = self.changes.nodes.lookup_array(path)
+        blocks = list(self.changes.chunks.columns(entry.node.node_id))
         positions = np.concatenate([as_grid(block.chunks, info.keys.ndim, f"array /{path}") for block in blocks])
         ids, offsets, lengths = (np.concatenate(columns) for columns in list(zip(*blocks, strict=True))[1:])
         order = np.lexsort(positions.T[::-1]) if info.keys.ndim else slice(None)
         numbers, row = np.unique(ids[order], return_inverse=True)
-        places = [self.changes.location(number) for number in numbers.tolist()]
+        places = [self.changes.chunks.location(number) for number in numbers.tolist()]
         used: dict[Location, int] = {}
         source = np.array([-1 if at is None else used.setdefault(at, len(used)) for at in places], dtype=np.int64)[row]
         kinds = np.array([ChunkType.inline if at is None else at.kind for at in places], dtype=np.uint8)[row]
@@ -177,8 +177,8 @@ class Chunks:
     def all_virtual_chunk_locations(self) -> list[str]:
         """The URL of every virtual chunk, one entry for each chunk, ``vcc://`` and relative ones made absolute."""
         urls: list[str] = []
-        for node in self.changes.list_nodes(""):
-            urls.extend(self.access.url(location) for location in self.changes.virtual_locations(node.node_id))
+        for node in self.changes.nodes.list_below(""):
+            urls.extend(self.access.url(location) for location in self.changes.chunks.virtual_locations(node.node_id))
         return urls
 
     def shift_array(self, array_path: str, chunk_offset: Iterable[int]) -> None:
@@ -205,7 +205,7 @@ class Chunks:
             )
         moved: dict[str, tuple[int, int, int]] = {}
         before: list[str] = []
-        for chunk, *ref in self.changes.refs(node_id):
+        for chunk, *ref in self.changes.chunks.refs(node_id):
             before.append(chunk)
             position = [index + step for index, step in zip(chunk_position(chunk), offset, strict=True)]
             if all(0 <= index < size for index, size in zip(position, grid, strict=True)):
@@ -229,7 +229,7 @@ class Chunks:
             As `shift_array`; ``invalid-chunk-index`` also when ``forward`` leaves the grid.
         """
         path, node_id, info, _ = self._regular_array(array_path)
-        refs = {chunk: (i, offset, length) for chunk, i, offset, length in self.changes.refs(node_id)}
+        refs = {chunk: (i, offset, length) for chunk, i, offset, length in self.changes.chunks.refs(node_id)}
         moved: dict[str, tuple[int, int, int]] = {}
         for chunk, ref in refs.items():
             target = forward(chunk_position(chunk))
@@ -246,7 +246,7 @@ class Chunks:
     def _regular_array(self, array_path: str) -> tuple[str, int, ArrayInfo, Position]:
         self.check_writable()
         path = check_path(array_path)
-        entry, info = self.changes.lookup_array(path)
+        entry, info = self.changes.nodes.lookup_array(path)
         if info.grid is None:
             raise InvalidInputError(
                 f"array /{path} has no regular chunk grid, so its chunks cannot change places",
@@ -258,8 +258,8 @@ class Chunks:
         if refs:
             columns = list(zip(*refs.values(), strict=True))
             with self.changes.lock, self.changes.catalog.stage() as txn:
-                self.changes.set_refs(node_id, list(refs), columns[0], columns[1], columns[2], txn)
-        self.changes.delete_chunks(node_id, cleared)
+                self.changes.chunks.set_refs(node_id, list(refs), columns[0], columns[1], columns[2], txn)
+        self.changes.chunks.delete(node_id, cleared)
 
 
 def _stored(location: Location) -> str:

@@ -111,7 +111,7 @@ class Commits:
         branch = self._check_can_commit(message, metadata, allow_empty)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
-            self.changes.upload()
+            self.changes.chunks.upload()
             for is_last in replace(PATIENCE, attempts=max(1, rebase_tries)).tries():
                 restore = self._checkpoint()
                 try:
@@ -153,7 +153,7 @@ class Commits:
         branch = self._check_can_commit(message, metadata, allow_empty)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
-            self.changes.upload()
+            self.changes.chunks.upload()
             with _naming(snapshot_id), self._catalog.write() as txn:
                 check_online(txn)
                 self._check_tip(txn, branch)
@@ -184,7 +184,7 @@ class Commits:
         self._check_can_commit(message, metadata, allow_empty=False)
         snapshot_id = new_snapshot_id()
         with self.changes.lock:
-            self.changes.upload()
+            self.changes.chunks.upload()
             with _naming(snapshot_id), self._catalog.write() as txn:
                 check_online(txn)
                 view = self._write(txn, "NewDetachedSnapshot", None, snapshot_id, message, metadata)
@@ -203,7 +203,7 @@ class Commits:
         """
         kind = "NewDetachedSnapshot" if branch is None else "NewCommit"
         with self.changes.lock:
-            self.changes.upload()
+            self.changes.chunks.upload()
             with _naming(snapshot.id), self._catalog.write() as txn:
                 check_online(txn)
                 written_at = to_microseconds(snapshot.written_at)

@@ -40,19 +40,19 @@ class Moves:
                 f"/{source} cannot be moved to /{target}: a node does not go into itself",
                 ErrorKind.MOVE_INTO_SELF_OR_DESCENDANT,
             )
-        if self.changes.find(source) is None:
+        if self.changes.nodes.find(source) is None:
             raise NodeNotFoundError(f"no node at /{source} to move", ErrorKind.NODE_NOT_FOUND)
-        if self.changes.list_nodes(target):
+        if self.changes.nodes.list_below(target):
             raise AlreadyExistsError(
                 f"/{target} already exists, and a move never overwrites; delete it in another commit first",
                 ErrorKind.MOVE_WONT_OVERWRITE,
             )
         self._check_parent(target)
-        self.changes.move_nodes(source, target)
+        self.changes.nodes.move(source, target)
 
     def _check_parent(self, target: str) -> None:
         parent = target.rpartition("/")[0]
-        entry = self.changes.find(parent)
+        entry = self.changes.nodes.find(parent)
         if entry is None:
             raise SessionStateError(
                 f"there is no group /{parent} to move into; create it in another commit first",

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from icelite.catalog import nodes, snapshots
 from icelite.catalog.changes import list_changes, list_seqs_since
 from icelite.catalog.database import Transaction
-from icelite.change_set import ChangeSet
-from icelite.change_set.appends import Append, find_append
+from icelite.change_set import Append, ChangeSet, find_append
 from icelite.conflicts import (
     Conflict,
     ConflictSolver,
@@ -43,7 +42,7 @@ class RebasePlan:
     def apply(self, txn: Transaction, changes: ChangeSet) -> None:
         """Carry it out."""
         for node_id, chunks in self.given_up.items():
-            changes.forget_changes(txn, node_id, chunks)
+            changes.chunks.give_up(txn, node_id, chunks)
         changes.rebase(self.view)
         for node_id, append in self.appends.items():
             changes.move_append(txn, node_id, append.axis, append.chunks, append.documents)
@@ -85,7 +84,7 @@ def plan_rebase(txn: Transaction, changes: ChangeSet, tip: int, solver: Conflict
 
 def _resolve_appends(txn: Transaction, changes: ChangeSet, before: View, plan: RebasePlan, ours: Edits) -> None:
     """Take the appends that can follow theirs out of what is compared."""
-    after = {node.node_id: node for _, _, node in changes.node_edits() if node is not None}
+    after = {node.node_id: node for _, _, node in changes.nodes.edits() if node is not None}
     for node_id, edit in list(ours.nodes.items()):
         states = [nodes.find_last_state(txn, view, node_id) for view in (before, plan.view)]
         if edit.change == NodeChange.updated and states[0] is not None and states[1] is not None:
@@ -104,7 +103,7 @@ def _resized_by_theirs(txn: Transaction, theirs: Edits, before: View, after: Vie
 
 def _resized_by_us(txn: Transaction, changes: ChangeSet, plan: RebasePlan) -> Iterator[Resized]:
     """The arrays whose metadata the session wrote; an append that follows theirs as it will be then."""
-    for path, base, node in changes.node_edits():
+    for path, base, node in changes.nodes.edits():
         if node is not None:
             append = plan.appends.get(node.node_id)
             if append is not None:

@@ -9,10 +9,9 @@ from icelite.catalog import nodes
 from icelite.catalog.changes import list_changes_since
 from icelite.catalog.chunks import find_chunk
 from icelite.catalog.database import Catalog, Transaction
-from icelite.catalog.locations import INLINE, lookup_location
 from icelite.change_set import ChangeSet
 from icelite.errors import ErrorKind, SessionStateError
-from icelite.types import ChunkRef, Node, NodeChange, View
+from icelite.types import Chunk, Node, NodeChange, View
 
 
 @dataclass(slots=True)
@@ -21,7 +20,7 @@ class Replay:
 
     deleted: list[str] = field(default_factory=list)
     documents: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    chunks: dict[str, dict[str, ChunkRef | None]] = field(default_factory=dict)
+    chunks: dict[str, dict[str, Chunk | None]] = field(default_factory=dict)
 
 
 def plan_replay(catalog: Catalog, before: View, after: View) -> Replay:
@@ -63,27 +62,15 @@ def _find_alive(txn: Transaction, view: View, node_id: int) -> Node | None:
 def apply_replay(changes: ChangeSet, replay: Replay) -> None:
     """Do it, as uncommitted changes."""
     for path in reversed(replay.deleted):
-        changes.delete_node(path)
+        changes.nodes.delete(path)
     for path, documents in replay.documents.items():
-        entry = changes.find(path)
+        entry = changes.nodes.find(path)
         for name in [] if entry is None else sorted(entry.node.documents.keys() - documents.keys()):
-            changes.delete_document(path, name)
+            changes.nodes.delete_document(path, name)
         for name, text in documents.items():
-            changes.set_document(path, name, text)
+            changes.nodes.set_document(path, name, text)
     for path, refs in replay.chunks.items():
         if refs:
-            _apply_chunks(changes, changes.lookup_array(path)[0].node.node_id, refs)
-
-
-def _apply_chunks(changes: ChangeSet, node_id: int, refs: Mapping[str, ChunkRef | None]) -> None:
-    present = {chunk: ref for chunk, ref in refs.items() if ref is not None}
-    ids = {INLINE: INLINE}
-    for ref in present.values():
-        if ref.location_id not in ids:
-            ids[ref.location_id] = changes.intern(lookup_location(changes.catalog, ref.location_id))
-    if present:
-        columns = [(ids[ref.location_id], ref.offset, ref.length) for ref in present.values()]
-        location_ids, offsets, lengths = zip(*columns, strict=True)
-        with changes.lock, changes.catalog.stage() as txn:
-            changes.set_refs(node_id, list(present), location_ids, offsets, lengths, txn)
-    changes.delete_chunks(node_id, [chunk for chunk, ref in refs.items() if ref is None])
+            node_id = changes.nodes.lookup_array(path)[0].node.node_id
+            changes.chunks.set_many(node_id, {name: chunk for name, chunk in refs.items() if chunk is not None})
+            changes.chunks.delete(node_id, [name for name, chunk in refs.items() if chunk is None])

@@ -21,7 +21,7 @@ from icelite.catalog import operations, snapshots
 from icelite.catalog.database import Catalog, Transaction, repeat_write
 from icelite.catalog.locations import has_remote_locations
 from icelite.catalog.settings import check_online
-from icelite.change_set import ChangeSet, Native, absorb, longer
+from icelite.change_set import ChangeSet, ObjectWriter, absorb, longer
 from icelite.config import RepositoryConfig
 from icelite.conflicts import VersionSelection
 from icelite.errors import ErrorKind, ReadOnlyError, SessionStateError
@@ -74,8 +74,8 @@ class Session(AsynchronousSession):
 
     def _reset(self) -> None:
         config = self.config
-        native = Native(self.objects, config.inline_chunk_threshold_bytes, config.object_target_bytes)
-        self.changes = ChangeSet(self._catalog, self._base.view, native)
+        writer = ObjectWriter(self.objects, config.inline_chunk_threshold_bytes, config.object_target_bytes)
+        self.changes = ChangeSet(self._catalog, self._base.view, writer)
         self.payloads = Payloads(self._catalog, self.access, self.objects)
         self.merged.grown = {}
         self._stored_remote: bool | None = None
@@ -143,7 +143,7 @@ class Session(AsynchronousSession):
             self._stored_remote = elsewhere or has_remote_locations(self._catalog)
         if self._stored_remote:
             return True
-        locations = self.changes.locations()
+        locations = self.changes.chunks.locations
         while self._local_locations < len(locations):  # each location is looked at once
             if not self.access.is_local(locations[self._local_locations]):
                 return True
@@ -366,16 +366,17 @@ def fork_base(session: Session) -> Base:
     snapshot_id = new_snapshot_id()
     with session.changes.lock:
         known = session.fork_base
-        if known is not None and known[:2] == (session._base, session.changes.writes) and _is_there(session, known[2]):
+        state = session._base, session.changes.base.writes
+        if known is not None and known[:2] == state and _is_there(session, known[2]):
             return known[2]
-        session.changes.flush_payloads()
+        session.changes.chunks.flush()
 
         def write(txn: Transaction) -> View:
             check_online(txn)
             return session._write(txn, "NewDetachedSnapshot", None, snapshot_id, "Base of forks", {})
 
         view = repeat_write(session._catalog, write)
-        session.fork_base = session._base, session.changes.writes, Base(snapshot_id, view)
+        session.fork_base = session._base, session.changes.base.writes, Base(snapshot_id, view)
     return Base(snapshot_id, view)
 
 
@@ -427,7 +428,7 @@ class Merged:
         """The name of the state; None where nothing was changed."""
         if changes.is_empty():
             return None
-        return self.own if changes.writes or self.inherited is None else self.inherited
+        return self.own if changes.base.writes or self.inherited is None else self.inherited
 
     def growth(self, changes: ChangeSet) -> dict[str, Growth]:
         """The arrays that are longer than in the snapshot: who made them so, and their shape."""
@@ -440,7 +441,7 @@ class Merged:
     def freeze(self, changes: ChangeSet) -> None:
         """Give the state its name for ever, before a copy is made: what is written later is another."""
         self.grown = self.growth(changes)
-        self.inherited, self.own, changes.writes = self.state(changes), new_identity(), 0
+        self.inherited, self.own, changes.base.writes = self.state(changes), new_identity(), 0
 
 
 def _check_bases(session: Session, forks: tuple[Any, ...]) -> None:

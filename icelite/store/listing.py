@@ -22,13 +22,13 @@ def find_chunk_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str]
     if len(key) > MAX_KEY_CHARACTERS:
         raise invalid_key(key, f"has {len(key)} characters, at most {MAX_KEY_CHARACTERS} are allowed")
     for path, rest in ancestors(key):
-        entry = changes.find(path)
+        entry = changes.nodes.find(path)
         info = None if entry is None else entry.info
         if entry is not None and info is not None:
             chunk = info.keys.decode(rest)
             if chunk is None:
                 raise invalid_key(key, f"is not a chunk key of array /{path} with {info.keys.ndim} dimensions")
-            changes.recent = join(path, ""), entry, info
+            changes.nodes.recent = join(path, ""), entry, info
             return entry, info, chunk
     if could_be_chunk(key):
         return None
@@ -37,10 +37,10 @@ def find_chunk_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str]
 
 def find_recent_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str] | None:
     """As `find_chunk_key` if the key names a chunk of the array that the last one named; else None, and look there."""
-    if changes.recent is None:
+    if changes.nodes.recent is None:
         return None
-    head, entry, info = changes.recent
-    if not key.startswith(head) or changes.find(entry.node.path) is not entry:  # it may have changed since
+    head, entry, info = changes.nodes.recent
+    if not key.startswith(head) or changes.nodes.find(entry.node.path) is not entry:  # it may have changed since
         return None
     chunk = info.keys.decode(key[len(head) :])
     return None if chunk is None else (entry, info, chunk)
@@ -49,12 +49,12 @@ def find_recent_key(changes: ChangeSet, key: str) -> tuple[Entry, ArrayInfo, str
 def iter_keys(changes: ChangeSet, prefix: str) -> Iterator[str]:
     """Every key that begins with ``prefix``: nodes in order of creation, chunks in key order."""
     directory = prefix.rpartition("/")[0]
-    for node in [*_enclosing_array(changes, directory), *changes.list_nodes(directory)]:
+    for node in [*_enclosing_array(changes, directory), *changes.nodes.list_below(directory)]:
         names = (join(node.path, name) for name in node.documents)
         yield from (key for key in names if key.startswith(prefix))
         info = array_info(node.path, node.documents)
         if info is not None and _may_begin_with(join(node.path, info.keys.prefix), prefix):
-            chunks = (join(node.path, info.keys.encode(chunk)) for chunk, _ in changes.chunk_sizes(node.node_id))
+            chunks = (join(node.path, info.keys.encode(chunk)) for chunk, _ in changes.chunks.sizes(node.node_id))
             yield from (key for key in chunks if key.startswith(prefix))
 
 
@@ -65,7 +65,7 @@ def _may_begin_with(head: str, prefix: str) -> bool:
 def _enclosing_array(changes: ChangeSet, directory: str) -> list[Node]:
     """The array that a directory is strictly inside of, as a list of one or none."""
     for path, _ in ancestors(directory) if directory else ():
-        entry = changes.find(path)
+        entry = changes.nodes.find(path)
         if entry is not None and entry.info is not None:
             return [entry.node]
     return []
@@ -73,7 +73,7 @@ def _enclosing_array(changes: ChangeSet, directory: str) -> list[Node]:
 
 def child_names(changes: ChangeSet, directory: str) -> list[str]:
     """The first segment behind ``directory`` of each key below it, each once, in order of creation."""
-    nodes = changes.list_nodes(directory)
+    nodes = changes.nodes.list_below(directory)
     if not nodes or any(node.path == directory and array_info(directory, node.documents) for node in nodes):
         prefix = join(directory, "")
         return list(dict.fromkeys(key[len(prefix) :].partition("/")[0] for key in iter_keys(changes, prefix)))
@@ -90,10 +90,10 @@ def child_names(changes: ChangeSet, directory: str) -> list[str]:
 def stored_bytes(changes: ChangeSet, directory: str) -> int:
     """Bytes of all values whose key is below ``directory``; virtual chunks count with their length."""
     total = 0
-    for node in changes.list_nodes(directory):
+    for node in changes.nodes.list_below(directory):
         total += sum(len(text.encode()) for text in node.documents.values())
         if array_info(node.path, node.documents) is not None:
-            total += changes.stored_bytes(node.node_id)
+            total += changes.chunks.stored_bytes(node.node_id)
     for node in _enclosing_array(changes, directory):
         total += sum(size for _, size in _chunks_below(changes, node, directory))
     return total
@@ -103,13 +103,13 @@ def _chunks_below(changes: ChangeSet, node: Node, directory: str) -> Iterator[tu
     """Position and size of an array's chunks whose key is below ``directory``, which is inside the array."""
     info = array_info(node.path, node.documents)
     if info is not None:
-        for chunk, size in changes.chunk_sizes(node.node_id):
+        for chunk, size in changes.chunks.sizes(node.node_id):
             if join(node.path, info.keys.encode(chunk)).startswith(directory + "/"):
                 yield chunk, size
 
 
 def delete_below(changes: ChangeSet, directory: str) -> None:
     """Delete every key below ``directory``."""
-    changes.delete_nodes(directory)
+    changes.nodes.delete_below(directory)
     for node in _enclosing_array(changes, directory):
-        changes.delete_chunks(node.node_id, [chunk for chunk, _ in _chunks_below(changes, node, directory)])
+        changes.chunks.delete(node.node_id, [chunk for chunk, _ in _chunks_below(changes, node, directory)])

@@ -7,18 +7,18 @@ local block and suit a thread; those of remote sources are awaited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from icelite.catalog.locations import INLINE
 from icelite.catalog.values import damaged
-from icelite.change_set import ChangeSet, Entry, StagedRef
+from icelite.change_set import ChangeSet, Entry
 from icelite.errors import StorageError
 from icelite.expansion import Expansion
 from icelite.objects import TRAILER_BYTES, check_trailer
 from icelite.payload import Payloads
 from icelite.store.listing import find_chunk_key
-from icelite.types import ChunkRef
+from icelite.types import Chunk, Location
 from icelite.virtual import Source
 
 LOCAL_GAP = 8 << 10  # bytes: reading so many for nothing costs less than another call
@@ -27,7 +27,6 @@ REMOTE_GAP = 256 << 10
 REMOTE_BYTES = 8 << 20
 
 Bytes = bytes | bytearray | memoryview
-Ref = ChunkRef | StagedRef
 
 
 class Piece(NamedTuple):
@@ -117,19 +116,18 @@ def locate(changes: ChangeSet, payloads: Payloads, keys: Sequence[str]) -> Place
     entry, names = positions
     places = Places([], [], [], entry.expansion)
     inline: list[Piece] = []
-    outside: dict[Hashable, tuple[Ref, list[Piece]]] = {}
-    for place, found in enumerate(changes.find_chunks(entry.node.node_id, names)):
+    outside: dict[int | Location, tuple[Chunk, list[Piece]]] = {}
+    for place, found in enumerate(changes.chunks.find_many(entry.node.node_id, names)):
         if found is None:
             places.missing.append(place)
-        elif isinstance(found, bytes):
-            places.loads.append(_held(found, place))
-        elif isinstance(found, ChunkRef) and found.location_id == INLINE:
+        elif found.location is None:
+            places.loads.append(_held(found.data or b"", place))
+        elif found.location == INLINE:
             inline.append(Piece(found.offset, found.length, place))
         elif found.length == 0:
             places.loads.append(_held(b"", place))
         else:
-            source = found.location_id if isinstance(found, ChunkRef) else found.location
-            outside.setdefault(source, (found, []))[1].append(Piece(found.offset, found.length, place))
+            outside.setdefault(found.location, (found, []))[1].append(Piece(found.offset, found.length, place))
     places.loads.extend(_inline_loads(payloads, inline, keys))
     for ref, pieces in outside.values():
         opened = payloads.source(ref, keys[pieces[0].place])

@@ -77,7 +77,7 @@ class ReferenceWriter:
         if known is None:
             location = self._access.locate(url, stamp=stamp, validate_container=self._validate)
             self._access.allow(location)
-            known = self._interned[url, stamp] = self._changes.intern(location)
+            known = self._interned[url, stamp] = self._changes.chunks.intern(location)
         return known
 
     def write_specs(self, path: str, node_id: int, info: ArrayInfo, specs: Sequence[VirtualChunkSpec]) -> None:
@@ -94,7 +94,7 @@ class ReferenceWriter:
         if rows:
             with self._changes.catalog.stage() as txn:
                 chunks, ids, offsets, lengths = zip(*rows, strict=True)
-                self._changes.set_refs(node_id, chunks, ids, offsets, lengths, txn)
+                self._changes.chunks.set_refs(node_id, chunks, ids, offsets, lengths, txn)
 
     def _check_spec(self, path: str, info: ArrayInfo, spec: VirtualChunkSpec) -> tuple[str, int, int, int]:
         if len(spec.index) != info.keys.ndim or any(index < 0 for index in spec.index):
@@ -128,7 +128,7 @@ class ReferenceWriter:
         columns = [_in_key_order(column, grid, orders) for column in (ids, offsets, lengths)]
         with self._changes.catalog.stage() as txn:
             for chunks, (some_ids, some_offsets, some_lengths) in _batches(map("/".join, product(*names)), columns):
-                self._changes.set_refs(node_id, chunks, some_ids, some_offsets, some_lengths, txn)
+                self._changes.chunks.set_refs(node_id, chunks, some_ids, some_offsets, some_lengths, txn)
 
     def _intern_all(self, path: str, locations: Urls, stamps: Mapping[str, SourceStamp], default: SourceStamp) -> Ints:
         if isinstance(locations, CodedUrls):

@@ -23,7 +23,6 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from icelite.change_set import StagedRef
 from icelite.config import StoreConfig
 from icelite.errors import ErrorKind, InvalidInputError, KeyNotFoundError, NodeNotFoundError, ReadOnlyError
 from icelite.expansion import Expansion
@@ -31,13 +30,12 @@ from icelite.keys import CONSOLIDATED, check_path, invalid_key, split_document_k
 from icelite.payload import Window
 from icelite.store import listing
 from icelite.store.references import ReferenceWriter, Urls, as_int64, check_extent, stamp_of
-from icelite.types import ChunkRef, SourceStamp, VirtualChunkSpec
+from icelite.types import Chunk, SourceStamp, VirtualChunkSpec
 
 if TYPE_CHECKING:
     from icelite.session import Session
 
-Ref = ChunkRef | StagedRef
-Awaited = tuple[Ref, str, Window | None, Expansion | None]  # what `read_remote` is to read, and what it may be
+Found = tuple[Chunk, Expansion | None]  # a value, and what it may unpack to
 KEYS_AT_ONCE = 10_000  # of a listing, between two turns of the event loop
 
 
@@ -161,12 +159,12 @@ class IceliteStore(Store):
         self._is_open = True
         prototype = prototype or default_buffer_prototype()
         found = self._find(key, whole=byte_range is None)
-        if found is None or isinstance(found, bytes):
-            return None if found is None else _buffer(prototype, _slice(found, byte_range))
-        ref, chunk, expansion = found
-        window = None if byte_range is None else _window(byte_range, ref.length)
-        data = self._session.payloads.read(ref, chunk, window)
-        return _buffer(prototype, data if expansion is None else _checked(expansion, data, chunk, window))
+        if found is None:
+            return None
+        chunk, expansion = found
+        window = None if byte_range is None else _window(byte_range, chunk.length)
+        data = self._session.payloads.read(chunk, key, window)
+        return _buffer(prototype, data if expansion is None else _checked(expansion, data, key, window))
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -177,37 +175,40 @@ class IceliteStore(Store):
         found = await self._session.off_loop(self._look, key, byte_range)
         if found is None or isinstance(found, bytes):
             return None if found is None else _buffer(prototype, found)
-        ref, chunk, window, expansion = found
-        data = await self._session.payloads.read_remote(ref, chunk, window)
-        return _buffer(prototype, data if expansion is None else _checked(expansion, data, chunk, window))
+        (chunk, expansion), window = found
+        data = await self._session.payloads.read_remote(chunk, key, window)
+        return _buffer(prototype, data if expansion is None else _checked(expansion, data, key, window))
 
-    def _look(self, key: str, byte_range: ByteRequest | None) -> bytes | Awaited | None:
-        """What is asked for under a key where it is at hand, else the reference and the window of it to be awaited."""
+    def _look(self, key: str, byte_range: ByteRequest | None) -> bytes | tuple[Found, Window | None] | None:
+        """What is asked for under a key where it is at hand, else where it is, and the window of it to be awaited."""
         found = self._find(key, whole=byte_range is None)
-        if found is None or isinstance(found, bytes):
-            return None if found is None else _slice(found, byte_range)
-        ref, chunk, expansion = found
-        window = None if byte_range is None else _window(byte_range, ref.length)
-        data = self._session.payloads.read_local(ref, chunk, window)
+        if found is None:
+            return None
+        chunk, expansion = found
+        window = None if byte_range is None else _window(byte_range, chunk.length)
+        data = self._session.payloads.read_local(chunk, key, window)
         if data is None:
-            return ref, chunk, window, expansion
-        return data if expansion is None else _checked(expansion, data, chunk, window)
+            return found, window
+        return data if expansion is None else _checked(expansion, data, key, window)
 
-    def _find(self, key: str, *, whole: bool = False) -> bytes | tuple[Ref, str, Expansion | None] | None:
-        """The bytes under a key where they are at hand, else the reference to them, its name, and what they may be."""
+    def _find(self, key: str, *, whole: bool = False) -> Found | None:
+        """The value under a key; ``whole`` as for `ChunkChanges.find`."""
         changes = self._session.changes
         place = listing.find_recent_key(changes, key)
         if place is None:
             document = split_document_key(key)
             if document is not None:
-                entry = changes.find(document[0])
+                entry = changes.nodes.find(document[0])
                 text = None if entry is None else entry.node.documents.get(document[1])
-                return None if text is None else text.encode()
+                return None if text is None else (_value(text.encode()), None)
             place = None if key.rpartition("/")[2] == CONSOLIDATED else listing.find_chunk_key(changes, key)
         if place is None:
             return None
-        found = changes.find_chunk(place[0].node.node_id, place[2], whole=whole)
-        return found if found is None or isinstance(found, bytes) else (found, key, place[0].expansion)
+        entry, _, name = place
+        chunk = changes.chunks.find(entry.node.node_id, name, whole=whole)
+        if chunk is None:
+            return None
+        return chunk, None if chunk.location is None else entry.expansion  # what waits was written here
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -230,7 +231,7 @@ class IceliteStore(Store):
         found = await self._session.off_loop(self._find, key)
         if found is None:
             raise KeyNotFoundError(f"no value under key {key!r} in {self}", ErrorKind.KEY_NOT_FOUND)
-        return len(found) if isinstance(found, bytes) else found[0].length
+        return found[0].length
 
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all values below a directory; nothing is read."""
@@ -279,10 +280,10 @@ class IceliteStore(Store):
         changes = self._session.changes
         document = split_document_key(key)
         if document is not None:
-            changes.set_document(check_path(document[0]), document[1], _text(key, value.to_bytes()))
+            changes.nodes.set_document(check_path(document[0]), document[1], _text(key, value.to_bytes()))
             return
         node_id, chunk = self._lookup_chunk(key)
-        changes.set_payload(node_id, chunk, value.to_bytes())
+        changes.chunks.set_bytes(node_id, chunk, value.to_bytes())
 
     def _lookup_chunk(self, key: str) -> tuple[int, str]:
         """The array and position that a chunk key names, for writing."""
@@ -314,11 +315,11 @@ class IceliteStore(Store):
         changes = self._session.changes
         document = split_document_key(key)
         if document is not None:
-            changes.delete_document(*document)
+            changes.nodes.delete_document(*document)
             return
         place = None if key.rpartition("/")[2] == CONSOLIDATED else listing.find_chunk_key(changes, key)
         if place is not None:
-            changes.delete_chunks(place[0].node.node_id, [place[2]])
+            changes.chunks.delete(place[0].node.node_id, [place[2]])
 
     async def delete(self, key: str) -> None:
         """See `delete_sync`."""
@@ -373,7 +374,7 @@ class IceliteStore(Store):
         location_id = self._writer(validate_container).intern(location, stamp_of(checksum))
         changes = self._session.changes
         with changes.catalog.stage() as txn:
-            changes.set_refs(node_id, [chunk], [location_id], [offset], [length], txn)
+            changes.chunks.set_refs(node_id, [chunk], [location_id], [offset], [length], txn)
 
     def set_virtual_refs(
         self, array_path: str, chunks: Sequence[VirtualChunkSpec], *, validate_containers: bool = True
@@ -387,7 +388,7 @@ class IceliteStore(Store):
         """
         self._check_writable()
         path = check_path(array_path)
-        entry, info = self._session.changes.lookup_array(path)
+        entry, info = self._session.changes.nodes.lookup_array(path)
         self._writer(validate_containers).write_specs(path, entry.node.node_id, info, chunks)
 
     def set_virtual_refs_arr(
@@ -427,7 +428,7 @@ class IceliteStore(Store):
         """
         self._check_writable()
         path = check_path(array_path)
-        entry, info = self._session.changes.lookup_array(path)
+        entry, info = self._session.changes.nodes.lookup_array(path)
         try:
             grid = tuple(int(size) for size in chunk_grid_shape)
         except (TypeError, ValueError, OverflowError) as error:
@@ -503,11 +504,8 @@ def _window(byte_range: ByteRequest, size: int) -> tuple[int, int]:
     raise InvalidInputError(f"Unexpected byte_range, got {byte_range}.", ErrorKind.INVALID_BYTE_RANGE)
 
 
-def _slice(data: bytes, byte_range: ByteRequest | None) -> bytes:
-    if byte_range is None:
-        return data
-    start, stop = _window(byte_range, len(data))
-    return data[start:stop]
+def _value(data: bytes) -> Chunk:
+    return Chunk(None, 0, len(data), data)
 
 
 def _text(key: str, data: bytes) -> str:

@@ -4,10 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from icelite.types.nodes import (
-    ChunkRef,
+    Chunk,
     ChunkType,
     Diff,
-    InlineChunk,
     Location,
     Node,
     NodeChange,
@@ -54,7 +53,7 @@ __all__ = [
     "CROCKFORD",
     "INITIAL_SNAPSHOT_ID",
     "Bundle",
-    "ChunkRef",
+    "Chunk",
     "ChunkRefs",
     "ChunkStorageStats",
     "ChunkType",
@@ -63,7 +62,6 @@ __all__ = [
     "FeatureFlag",
     "FileChange",
     "GCSummary",
-    "InlineChunk",
     "Location",
     "Node",
     "NodeChange",

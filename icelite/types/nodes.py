@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import IntEnum
+from typing import NamedTuple
 
 from icelite.errors import redact
 
@@ -132,23 +133,22 @@ class SourceStamp:
     modified_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRef:
-    """Where one chunk's bytes are: ``length`` bytes from ``offset`` of a location.
+class Chunk(NamedTuple):
+    """Where one chunk's bytes are, ``length`` of them from ``offset`` of a location; or the bytes themselves.
 
-    For an inline chunk ``location_id`` is `icelite.catalog.chunks.INLINE` and ``offset`` the payload's id.
+    Attributes
+    ----------
+    location
+        The number of a location of the catalog, of which `icelite.catalog.locations.INLINE` is the payload table and
+        ``offset`` then a payload's id; a `Location` that no commit has numbered yet; None for bytes not yet written.
+    data
+        The bytes, where they came with the rest; those of an inline chunk are checked against their CRC.
     """
 
-    location_id: int
+    location: int | Location | None
     offset: int
     length: int
-
-
-@dataclass(frozen=True, slots=True)
-class InlineChunk(ChunkRef):
-    """An inline chunk whose bytes came with its reference, checked against their CRC."""
-
-    data: bytes
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,10 +273,10 @@ def _delete_missing(store: IceliteStore, array: VirtualArray) -> None:
     first = array.first_chunk
     missing = [chunk_name(place) for place in (positions[:, : len(first)] + np.array(first, np.int64)).tolist()]
     changes = store.session.changes
-    node_id = changes.lookup_array(array.path)[0].node.node_id
+    node_id = changes.nodes.lookup_array(array.path)[0].node.node_id
     if len(missing) > _LOOKED_UP:
-        missing = list({chunk for chunk, _ in changes.chunk_sizes(node_id)}.intersection(missing))
-    changes.delete_chunks(node_id, missing)
+        missing = list({chunk for chunk, _ in changes.chunks.sizes(node_id)}.intersection(missing))
+    changes.chunks.delete(node_id, missing)
 
 
 def _shifted(index: tuple[int, ...], array: VirtualArray) -> tuple[int, ...]:

@@ -514,7 +514,7 @@ class InObjects(VersionControl):
     @rule(number=st.integers(0, 3))
     def upload(self, number: int) -> None:
         """Bytes go ahead of their commit; sessions that are dropped leave orphans."""
-        self.pick(number).session.changes.flush_payloads()
+        self.pick(number).session.changes.chunks.flush()
 
     @precondition(VersionControl.has_work)
     @rule(number=st.integers(0, 3))

@@ -80,32 +80,30 @@ class TestOnDisk(StoreTests[IceliteStore, cpu.Buffer]):
         """Write below the store, through its change set; a chunk's array comes into being with it."""
         changes = store.session.changes
         if (document := split_document_key(key)) is not None:
-            changes.set_document(*document, value.to_bytes().decode())
+            changes.nodes.set_document(*document, value.to_bytes().decode())
         else:
             path, text = array_of(key)
-            changes.set_document(path, "zarr.json", text)
-            entry, info = changes.lookup_array(path)
+            changes.nodes.set_document(path, "zarr.json", text)
+            entry, info = changes.nodes.lookup_array(path)
             chunk = info.keys.decode(key.removeprefix(f"{path}/" if path else ""))
             assert chunk is not None
-            changes.set_payload(entry.node.node_id, chunk, value.to_bytes())
+            changes.chunks.set_bytes(entry.node.node_id, chunk, value.to_bytes())
         self.settle(store)
 
     async def get(self, store: IceliteStore, key: str) -> Buffer:
         """Read below the store, through its change set and its payloads."""
         session = store.session
         if (document := split_document_key(key)) is not None:
-            entry = session.changes.find(document[0])
+            entry = session.changes.nodes.find(document[0])
             assert entry is not None
             return self.buffer_cls.from_bytes(entry.node.documents[document[1]].encode())
         path, _ = array_of(key)
-        entry, info = session.changes.lookup_array(path)
+        entry, info = session.changes.nodes.lookup_array(path)
         chunk = info.keys.decode(key.removeprefix(f"{path}/" if path else ""))
         assert chunk is not None
-        found = session.changes.find_chunk(entry.node.node_id, chunk)
+        found = session.changes.chunks.find(entry.node.node_id, chunk)
         assert found is not None
-        return self.buffer_cls.from_bytes(
-            found if isinstance(found, bytes) else session.payloads.read(found, chunk, None)
-        )
+        return self.buffer_cls.from_bytes(session.payloads.read(found, chunk, None))
 
     def settle(self, store: IceliteStore) -> None:
         """What happens after each write that a test makes: nothing, here."""

@@ -68,7 +68,7 @@ def calls(repository: Repository, folder: Path) -> Iterator[tuple[str, Callable[
     yield "members", lambda: list(zarr.open_group(store, mode="r").members(max_depth=None))
     paths = ["x", "v", "z", "g/deep"]
     with contextlib.suppress(IceliteError):
-        paths = list(dict.fromkeys([*paths, *(node.path for node in session.changes.list_nodes("")[:SOME])]))
+        paths = list(dict.fromkeys([*paths, *(node.path for node in session.changes.nodes.list_below("")[:SOME])]))
     for path in paths[:SOME]:
         for key in (f"{path}/c/0", f"{path}/c", f"{path}/0", f"{path}/c/0/0", f"{path}/zarr.json", f"{path}/.zarray"):
             yield f"get {key[:60]}", lambda key=key: store.get_sync(key)

@@ -28,7 +28,7 @@ stop, failures = threading.Event(), []
 def read():
     while not stop.is_set():
         kept.store.get_sync("x/c/0")
-        list(kept.changes.columns(kept.changes.find("x").node.node_id))
+        list(kept.changes.chunks.columns(kept.changes.nodes.find("x").node.node_id))
 
 def write():
     number = 0
@@ -48,7 +48,7 @@ def child():
     signal.alarm(20)
     try:
         assert kept.store.get_sync("x/c/0") is not None
-        list(kept.changes.columns(kept.changes.find("x").node.node_id))
+        list(kept.changes.chunks.columns(kept.changes.nodes.find("x").node.node_id))
         mine = icelite.Repository.open(path, config)
         values = zarr.open_array(mine.readonly_session(snapshot_id=first).store, path="x", mode="r")[:].tolist()
         assert values == [1, 1, 1, 1], values

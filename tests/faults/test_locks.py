@@ -203,7 +203,7 @@ def work(path: Path) -> None:
     repo = Repository.open(path, check="always")
     session = repo.writable_session("main")
     zarr.create_array(session.store, name="y", shape=(100,), chunks=(1,), dtype="i4")[:] = 2
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
     fork = session.fork()
     zarr.open_array(fork.store, path="x")[1] = 5
     session.merge(fork)

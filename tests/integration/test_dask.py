@@ -178,7 +178,7 @@ def test_a_task_that_fails_leaves_the_session_as_it_was(tmp_path: Path) -> None:
     session = repo.writable_session("main")
     array = target(session, (40,), (10,))
     array[:] = 3
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
     lazy, _ = source((40,), (10,))
 
     def broken(block: np.ndarray, block_info: Any = None) -> np.ndarray:

@@ -126,10 +126,10 @@ def locations(repo: Repository) -> set[tuple[Any, ...]]:
     found: set[tuple[Any, ...]] = set()
     for snapshot_id in history(repo):
         changes = repo.readonly_session(snapshot_id=snapshot_id).changes
-        for node in changes.list_nodes(""):
-            for chunk, location_id, offset, length in changes.refs(node.node_id):
+        for node in changes.nodes.list_below(""):
+            for chunk, location_id, offset, length in changes.chunks.refs(node.node_id):
                 if location_id != 1:
-                    at = changes.locations()[location_id - 2]
+                    at = changes.chunks.locations[location_id - 2]
                     seconds = None if at.modified_at is None else -(-at.modified_at // 10**9)
                     found.add((snapshot_id, node.path, chunk, at.path, at.container, at.etag, seconds, offset, length))
     return found

@@ -429,7 +429,7 @@ def test_a_read_only_place_is_read_and_not_written(
     request.getfixturevalue("without_privileges")
     repository = Repository.open(path, check="always")
     assert repository.list_tags() == {"v1"}
-    assert list(repository.readonly_session(tag="v1").changes.list_nodes("")) == []
+    assert list(repository.readonly_session(tag="v1").changes.nodes.list_below("")) == []
     with pytest.raises(IceliteError) as caught:
         repository.create_tag("v2", repository.lookup_branch("main"))
     assert isinstance(caught.value, ReadOnlyError | StorageError)

@@ -107,7 +107,7 @@ def test_asking_does_not_add_to_the_commit(archive: Any) -> None:
     """The locations of the snapshot are not those of the session: they may be elsewhere when it commits."""
     session = archive.repository.writable_session("main")
     session.chunk_refs("x")
-    assert list(session.changes.locations()) == []
+    assert list(session.changes.chunks.locations) == []
 
 
 def test_blocks(archive: Any, monkeypatch: pytest.MonkeyPatch) -> None:

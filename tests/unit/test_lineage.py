@@ -25,7 +25,7 @@ from icelite.repository import Repository
 from icelite.session import Session
 from icelite.storage import in_memory_storage
 from icelite.store import IceliteStore
-from icelite.types import INITIAL_SNAPSHOT_ID, ChunkRef
+from icelite.types import INITIAL_SNAPSHOT_ID, Chunk
 
 Keys = dict[str, bytes]  # a whole hierarchy: every key with its value
 
@@ -250,7 +250,7 @@ def check_catalog(repository: Repository, snapshot_id: str, keys: Keys) -> None:
             continue
         lengths = {key: len(keys[key]) for key in below(keys, path) if not key.endswith("zarr.json")}
         found = {
-            "/".join(filter(None, [path, "c", chunk])): ChunkRef(*map(int, row))
+            "/".join(filter(None, [path, "c", chunk])): Chunk(*map(int, row))
             for block in chunk_table.scan_chunks(catalog, view, node.node_id)
             for chunk, *row in zip(*block, strict=True)
         }

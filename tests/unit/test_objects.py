@@ -283,7 +283,7 @@ def test_a_session_whose_objects_were_swept_cannot_commit(tmp_path: Path, values
     repo = Repository.create(tmp_path / "a.icelite", objects="chunks")
     session = repo.writable_session("main")
     zarr.create_array(session.store, name="x", data=values, chunks=(1000,), compressors=None)
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
     repo.garbage_collect(later())
     with pytest.raises(SessionStateError) as caught:
         session.commit("too late")
@@ -296,7 +296,7 @@ def test_a_session_under_way_is_spared_by_an_earlier_cutoff(tmp_path: Path, valu
     before = datetime.now(UTC) - timedelta(seconds=1)
     session = repo.writable_session("main")
     zarr.create_array(session.store, name="x", data=values, chunks=(1000,), compressors=None)
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
     repo.garbage_collect(before)
     session.commit("in time")
     assert np.array_equal(read(repo), values)

@@ -19,9 +19,9 @@ from zarr.core.buffer import default_buffer_prototype
 
 from icelite import ConflictDetector, Repository, RepositoryConfig, Session
 from icelite.catalog import locations
-from icelite.change_set import StagedRef
 from icelite.errors import ErrorKind, SessionStateError
 from icelite.objects import Objects
+from icelite.types import Chunk, Location
 
 CHUNKS = 8
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ def repo(tmp_path: Path) -> Repository:
 def fill(session: Session, name: str, value: int) -> None:
     """Write every chunk of an array, and put the bytes into objects at once."""
     zarr.open_array(session.store, path=name)[:] = np.arange(CHUNKS) + value
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
 
 
 def values(session: Session, name: str = "x") -> list[int]:
@@ -211,16 +211,16 @@ def test_numbers_of_removed_locations_that_return_are_not_mistaken(repo: Reposit
 def test_a_chunk_is_found_at_every_moment_of_its_upload(repo: Repository) -> None:
     session = repo.writable_session("main")
     zarr.open_array(session.store, path="x")[:] = np.arange(CHUNKS) + 5
-    seen: list[object] = []
+    seen: list[Chunk | None] = []
 
     class Watched(dict[tuple[int, str], bytes]):
         def __delitem__(self, name: tuple[int, str]) -> None:
             super().__delitem__(name)
-            seen.append(session.changes.find_chunk(*name))
+            seen.append(session.changes.chunks.find(*name))
 
-    session.changes._pending = Watched(session.changes._pending)
-    session.changes.flush_payloads()
-    assert [type(found) for found in seen] == [StagedRef] * CHUNKS
+    session.changes.chunks._pending = Watched(session.changes.chunks._pending)
+    session.changes.chunks.flush()
+    assert [found is not None and type(found.location) for found in seen] == [Location] * CHUNKS
 
 
 def test_threads_read_what_another_one_uploads(repo: Repository) -> None:
@@ -230,7 +230,7 @@ def test_threads_read_what_another_one_uploads(repo: Repository) -> None:
 
     def upload() -> None:
         while not stop.is_set():
-            session.changes.flush_payloads()
+            session.changes.chunks.flush()
 
     def write(thread: int) -> None:
         for number in range(60):
@@ -266,7 +266,7 @@ while done < 12 and number < 400:
     number += 1
     session = repo.writable_session("main")
     zarr.open_array(session.store, path=sys.argv[2])[:] = np.arange(8) + number
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
     try:
         session.commit(f"{sys.argv[2]} {number}", rebase_with=ConflictDetector())
         done += 1

@@ -175,7 +175,7 @@ def test_uncommitted_changes_win(virtual: icelite.Session) -> None:
     array = zarr.open_array(virtual.store, path="a")
     array[2] = expected[2] = 7  # waits in memory
     array[3] = expected[3] = 8
-    virtual.changes.flush_payloads()  # staged
+    virtual.changes.chunks.flush()  # staged
     array[4] = expected[4] = 9
     array[5] = expected[5] = -1  # deleted, being the fill value
     location = (virtual._catalog.path.parent / "data.bin").as_uri()

@@ -33,7 +33,7 @@ def write(repo: Repository, value: int, *, commit: bool = True) -> apsw.Connecti
     """Write through a session of its own; the connection it had."""
     session = repo.writable_session("main")
     zarr.open_array(session.store, path="a")[0] = value
-    session.changes.flush_payloads()
+    session.changes.chunks.flush()
     if commit:
         session.commit(str(value))
     return session._catalog._connection
@@ -93,10 +93,10 @@ def test_few_connections_wait(repo: Repository) -> None:
 def test_a_large_change_set_is_not_kept(repo: Repository) -> None:
     session = repo.writable_session("main")
     array = zarr.create_array(session.store, name="b", shape=(100_000,), chunks=(1,), dtype="i1")
-    node_id = session.changes.lookup_array("b")[0].node.node_id
+    node_id = session.changes.nodes.lookup_array("b")[0].node.node_id
     names = [str(i) for i in range(100_000)]
     with session._catalog.stage() as txn:
-        session.changes.set_refs(node_id, names, [None] * len(names), [0] * len(names), [0] * len(names), txn)
+        session.changes.chunks.set_refs(node_id, names, [None] * len(names), [0] * len(names), [0] * len(names), txn)
     session.commit("large")
     large = session._catalog._connection
     del session, array

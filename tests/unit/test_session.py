@@ -376,13 +376,13 @@ def test_no_array_is_put_around_uncommitted_nodes(tmp_path: Path) -> None:
     session = Repository.create(tmp_path / "a.icelite").writable_session("main")
     fork = session.fork()
     for writer in (session, fork):
-        writer.changes.set_document("p/q", "zarr.json", GROUP)
+        writer.changes.nodes.set_document("p/q", "zarr.json", GROUP)
     for writer in (session, pickle.loads(pickle.dumps(fork))):
         for path in ("p", ""):
             with pytest.raises(IceliteError, match="around existing nodes"):
-                writer.changes.set_document(path, "zarr.json", ARRAY)
-    session.changes.delete_nodes("p")
-    session.changes.set_document("p", "zarr.json", ARRAY)
+                writer.changes.nodes.set_document(path, "zarr.json", ARRAY)
+    session.changes.nodes.delete_below("p")
+    session.changes.nodes.set_document("p", "zarr.json", ARRAY)
 
 
 def test_a_chunk_key_is_read_by_the_metadata_of_the_moment(repo: Repository) -> None:
@@ -390,9 +390,9 @@ def test_a_chunk_key_is_read_by_the_metadata_of_the_moment(repo: Repository) -> 
     store = session.store
     ones = store.get_sync("g/x/c/0")
     assert ones is not None
-    text = session.changes.find("g/x").node.documents["zarr.json"]  # type: ignore[union-attr]
+    text = session.changes.nodes.find("g/x").node.documents["zarr.json"]  # type: ignore[union-attr]
     dotted = json.loads(text) | {"chunk_key_encoding": {"name": "v2"}}
-    session.changes.set_document("g/x", "zarr.json", json.dumps(dotted))
+    session.changes.nodes.set_document("g/x", "zarr.json", json.dumps(dotted))
     with pytest.raises(IceliteError, match="not a chunk key"):
         store.get_sync("g/x/c/0")
     store.set_sync("g/x/0", ones)
@@ -401,5 +401,5 @@ def test_a_chunk_key_is_read_by_the_metadata_of_the_moment(repo: Repository) -> 
     assert store.get_sync("g/x/c/0") is not None
     with pytest.raises(IceliteError, match="not a chunk key"):
         store.get_sync("g/x/0")
-    session.changes.delete_node("g/x")
+    session.changes.nodes.delete("g/x")
     assert store.get_sync("g/x/c/0") is None

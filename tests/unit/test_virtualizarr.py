@@ -904,7 +904,7 @@ class TestParsedSources:
         status = file.stat()
         vds.encoding["icelite_sources"] = {file.as_uri(): (status.st_size, status.st_mtime_ns, None)}
         to_icelite(vds, session.store)
-        (location,) = session.changes.locations()
+        (location,) = session.changes.chunks.locations
         assert (location.size, location.modified_at) == (status.st_size, status.st_mtime_ns)
 
     @pytest.mark.parametrize("change", ["time", "size", "gone"])
@@ -939,7 +939,7 @@ class TestParsedSources:
         for seen, node in zip((status.st_mtime_ns, None), nodes.values(), strict=True):
             node.encoding["icelite_sources"] = {url: (status.st_size, seen, None)}
         to_icelite(xr.DataTree.from_dict(nodes), session.store)
-        assert {location.modified_at for location in session.changes.locations()} == {status.st_mtime_ns}
+        assert {location.modified_at for location in session.changes.chunks.locations} == {status.st_mtime_ns}
 
     def test_what_one_look_saw_is_not_forgotten_for_another(self, session: Session, tmp_path: Path) -> None:
         url = (tmp_path / "a").as_uri()

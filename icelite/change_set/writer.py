@@ -1,19 +1,24 @@
-"""Which chunks of a session go into objects, and how they share them."""
+"""Where the bytes of chunks go: into objects, which small ones share, or into the catalog; apart from references."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from icelite.catalog.chunks import check_size, insert_payload
+from icelite.catalog.database import Catalog
+from icelite.catalog.locations import INLINE
+from icelite.catalog.operations import now
+from icelite.catalog.settings import check_online
 from icelite.objects import TRAILER_BYTES, NoObjects, Objects, pack, trailer
-from icelite.types import ChunkType, Location, chunk_position
+from icelite.types import Chunk, ChunkType, Location, chunk_position
 
 Name = tuple[int, str]  # node id and grid position
 
 
 @dataclass(frozen=True, slots=True)
-class Native:
-    """What `icelite.config.RepositoryConfig` and the catalog say about objects.
+class ObjectWriter:
+    """Writes chunks into objects, as `icelite.config.RepositoryConfig` and the catalog say.
 
     Attributes
     ----------
@@ -54,6 +59,37 @@ class Native:
             for name, data in group:
                 yield name, (location, offset, len(data))
                 offset += len(data) + TRAILER_BYTES
+
+
+def write_bytes(catalog: Catalog, writer: ObjectWriter, node_id: int, chunks: Mapping[str, bytes]) -> dict[str, Chunk]:
+    """Put chunks of an array where the repository's bytes go, durably; nothing refers to them yet.
+
+    Returns
+    -------
+    dict
+        Where the bytes of each grid position are, also for the change set of another process.
+
+    Raises
+    ------
+    StorageError, InvalidInputError, ReadOnlyError
+        As `icelite.objects.Objects.put` and `Catalog.write`; ``chunk-too-large``.
+    """
+    # A write to a catalog in a bucket sends the whole of it: there, all bytes of workers go into objects.
+    every = catalog.storage.address is not None and writer.objects.root is not None
+    large = {(node_id, chunk): data for chunk, data in chunks.items() if every or writer.takes(len(data))}
+    small = {chunk: data for chunk, data in chunks.items() if (node_id, chunk) not in large}
+    written: dict[str, Chunk] = {}
+    if large:
+        written.update((name[1], Chunk(*extent)) for name, extent in writer.put(large))
+    if small:
+        for chunk, data in small.items():
+            check_size(len(data), chunk)
+        written_at = now()
+        with catalog.write() as txn:
+            check_online(txn)
+            for chunk, data in small.items():
+                written[chunk] = Chunk(INLINE, insert_payload(txn, data, written_at), len(data))
+    return written
 
 
 def _with_trailers(chunks: Iterable[bytes]) -> Iterator[bytes]:
