@@ -37,6 +37,7 @@ _BITFIELDS = tuple(
 )
 _DEFLATE, _SHUFFLE, _FLETCHER32, _BLOSC, _ZSTD = 1, 2, 3, 32001, 32015
 _COMPRESSORS = (_DEFLATE, _BLOSC, _ZSTD)
+_CHECKSUM_BYTES = 4
 _BLOSC_NAMES = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 _NAMES = {4: "szip", 5: "nbit", 6: "scaleoffset", 307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4"}
 _NAMES |= {32008: "bitshuffle", 32013: "zfp", 32015: "zstd", 32017: "sz", 32024: "sz3", 32026: "blosc2"}
@@ -243,8 +244,9 @@ def _order(dtype: Any) -> str:
 def find_codecs(filters: Sequence[Filter], size: int) -> list[dict[str, Any]] | str:
     """Zarr codecs that undo these filters, or why there are none.
 
-    Shuffling comes first, because HDF5 leaves bytes that do not fill an element where they are and numcodecs refuses
-    them; there is one compressor, as numcodecs needs to know what comes out; a checksum may be before or after it.
+    Shuffling comes first, or behind a checksum that is whole elements, because HDF5 leaves bytes that do not fill an
+    element where they are and numcodecs refuses them; there is one compressor, as numcodecs needs to know what comes
+    out; a checksum may be before or after it.
 
     Parameters
     ----------
@@ -256,6 +258,8 @@ def find_codecs(filters: Sequence[Filter], size: int) -> list[dict[str, Any]] | 
         return f"Zarr has no codec for the HDF5 filter {', '.join(map(describe_filter, unknown))}"
     numbers = [number for number, _ in filters]
     rest = numbers[1:] if numbers[:1] == [_SHUFFLE] else numbers
+    if numbers[:2] == [_FLETCHER32, _SHUFFLE] and _CHECKSUM_BYTES % size == 0:
+        rest = [_FLETCHER32, *numbers[2:]]
     if _SHUFFLE in rest or sum(number in _COMPRESSORS for number in rest) > 1 or rest.count(_FLETCHER32) > 1:
         return f"Zarr's codecs cannot undo the HDF5 filters {', '.join(map(describe_filter, numbers))} in this order"
     codecs = [_find_codec(number, settings, size) for number, settings in filters]
