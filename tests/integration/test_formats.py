@@ -57,7 +57,7 @@ def measure_source(sample: Sample, path: Path, source: Path | str, catalog: Path
         access = {source.rpartition("/")[0] + "/": HttpAccess}
         config.set_virtual_chunk_container(VirtualChunkContainer(*access))
     session = Repository.create(catalog, config, access).writable_session("main")
-    options: dict[str, Any] = {"registry": FileReaders(session.access) if access else None}
+    options: dict[str, Any] = {"registry": FileReaders(session.access.lookup_target) if access else None}
     if sample.parser is None:
         parser = PARSERS[find_format(source, **options)]
     else:
