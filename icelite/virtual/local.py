@@ -49,11 +49,12 @@ class DescriptorCache:
 
     def find(self, path: str) -> Descriptor | None:
         """The open descriptor of a path, or None."""
-        with self._lock:
-            descriptor = self._open.get(path)
-            if descriptor is not None:
-                self._open.move_to_end(path)
-            return descriptor
+        descriptor = self._open.get(path)
+        if descriptor is not None and len(self._open) > self.limit // 2:  # else none has to go soon
+            with self._lock:
+                if path in self._open:
+                    self._open.move_to_end(path)
+        return descriptor
 
     def put(self, path: str, descriptor: Descriptor) -> None:
         """Keep a descriptor, instead of an older one of the same path."""
@@ -69,13 +70,6 @@ class DescriptorCache:
 
 descriptors = DescriptorCache()
 os.register_at_fork(after_in_child=descriptors.clear)  # another thread may have held the lock
-
-
-def _find_status(descriptor: Descriptor) -> os.stat_result | None:
-    try:
-        return os.fstat(descriptor.number)
-    except OSError:  # a network file system may call it stale; the caller opens the file again and sees why
-        return None
 
 
 def is_catalog(path: str, catalog: str | None) -> bool:
@@ -113,19 +107,20 @@ class LocalSource:
         self._path = path
         self._url = url
         self._size = location.size
+        self._modified_at = location.modified_at
         self._check_time = check_time and location.modified_at is not None
 
     def read(self, offset: int, length: int, chunk: str) -> bytes:
         """See `Source.read`."""
         try:
-            descriptor = descriptors.find(self._path)
-            found = None if descriptor is None else _find_status(descriptor)
+            descriptor, found = descriptors.find(self._path), None
+            if descriptor is not None:
+                try:
+                    found = os.fstat(descriptor.number)
+                except OSError:  # a network file system may call it stale; opening the file again shows why
+                    found = None
             if descriptor is None or found is None or found.st_nlink == 0 or not self._is_current(found):
-                descriptor = self._open(chunk)  # for the first time, or again: another file may have its name now
-                found = os.fstat(descriptor.number)
-                if not self._is_current(found):
-                    stamp = SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
-                    raise modified_error(chunk, self._url, self._location, stamp)
+                descriptor, found = self._open_current(chunk)  # first, or again: another file may have its name now
             if offset < 0 or length < 0 or offset + length > found.st_size:
                 raise range_error(chunk, self._url, offset, length, found.st_size)
             data = os.pread(descriptor.number, length, offset)
@@ -144,23 +139,29 @@ class LocalSource:
     def check(self, chunk: str | None) -> SourceStamp | None:
         """See `Source.check`; the file is opened, since a directory entry does not say whether it can be."""
         try:
-            found = os.fstat(self._open(chunk).number)
+            _, found = self._open_current(chunk)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._translate(error, chunk) from error
-        stamp = SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
-        if not self._is_current(found):
-            raise modified_error(chunk, self._url, self._location, stamp)
-        return stamp
+        return SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
 
     def _is_current(self, found: os.stat_result) -> bool:
         if self._size is not None:
             if found.st_size != self._size:
                 return False
-            if found.st_mtime_ns == self._location.modified_at:
+            if found.st_mtime_ns == self._modified_at:
                 return True
         return not (self._check_time and is_newer(found.st_mtime_ns, self._location, resolution=1))
+
+    def _open_current(self, chunk: str | None) -> tuple[Descriptor, os.stat_result]:
+        """The file, opened anew and found to be the one that was referenced."""
+        descriptor = self._open(chunk)
+        found = os.fstat(descriptor.number)
+        if not self._is_current(found):
+            stamp = SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
+            raise modified_error(chunk, self._url, self._location, stamp)
+        return descriptor, found
 
     def _open(self, chunk: str | None) -> Descriptor:
         self._check_kind(os.stat(self._path), chunk)

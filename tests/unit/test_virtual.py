@@ -19,7 +19,7 @@ from icelite.errors import IceliteError, InvalidInputError, StorageError
 from icelite.storage import RemoteAddress, StorageConfig, s3_store
 from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import VirtualAccess, local
-from icelite.virtual.local import DescriptorCache
+from icelite.virtual.local import Descriptor, DescriptorCache
 from icelite.virtual.s3 import S3Object
 from icelite.virtual.web import WebObject
 
@@ -511,6 +511,18 @@ def test_descriptors_are_few_and_those_in_use_survive_eviction(tmp_path: Path, m
     del held
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+def test_the_descriptor_that_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    cache = DescriptorCache(limit=4)
+    path = tmp_path / "x.nc"
+    path.write_bytes(DATA)
+    for name in "abcd":
+        cache.put(name, Descriptor(os.open(path, os.O_RDONLY)))
+    assert cache.find("a") is not None
+    cache.put("e", Descriptor(os.open(path, os.O_RDONLY)))
+    assert [name for name in "abcde" if cache.find(name) is None] == ["b"]
+
 
 
 def test_many_threads_read_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
