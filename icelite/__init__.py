@@ -201,6 +201,7 @@ _EDGES = {
     "find_format": ("icelite.formats", "virtual"),
     "icechunk": ("icelite.icechunk", "icechunk"),
     "kerchunk": ("icelite.kerchunk", "kerchunk"),
+    "make_native": ("icelite.native", "dask"),
     "open_virtual": ("icelite.formats", "virtual"),
     "open_virtual_tree": ("icelite.formats", "virtual"),
     "virtualizarr": ("icelite.virtualizarr", "virtual"),

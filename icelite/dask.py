@@ -146,7 +146,7 @@ def _delay(workshop: Delayed, plan: _Plan, name: str) -> Delayed:
     # References are explicit: a key in a nested list is not seen as one when its block is held by a cluster already.
     tasks: dict[Any, Task] = {}
     for number, (spans, blocks) in enumerate(plan.tasks()):
-        write = partial(_write_blocks, path=plan.path, spans=spans)
+        write = partial(_write_blocks, path=plan.path, spans=spans, write_empty=plan.write_empty)
         tasks[name, number] = Task((name, number), write, TaskRef(workshop.key), List(*map(TaskRef, blocks)))
     tasks[name] = Task(name, list, List(*map(TaskRef, list(tasks))))
     parts: list[Any] = [plan.source, workshop]
@@ -170,6 +170,7 @@ class _Plan:
     source: Array
     spans: tuple[tuple[Span, ...], ...]
     chunks: tuple[int, ...]
+    write_empty: bool  # chunks that hold nothing but the fill value
 
     def grid(self) -> tuple[Span, ...]:
         """The chunks that are written, half-open along each dimension."""
@@ -249,13 +250,19 @@ class _BlockStore(MemoryStore):
 
 
 def _write_blocks(
-    workshop: Workshop, blocks: Sequence[np.ndarray[Any, Any]], *, path: str, spans: Sequence[tuple[Span, ...]]
+    workshop: Workshop,
+    blocks: Sequence[np.ndarray[Any, Any]],
+    *,
+    path: str,
+    spans: Sequence[tuple[Span, ...]],
+    write_empty: bool,
 ) -> _Written:
     """One task: encode some blocks of an array, and put the bytes where the repository's bytes go."""
     fork = workshop.open()
     entry, info = fork.changes.nodes.lookup_array(path)
     store = _BlockStore(fork.store)
     array = zarr.open_array(store, path=path, mode="r+", zarr_format=entry.node.zarr_format)  # type: ignore[arg-type]
+    array = array.with_config({"write_empty_chunks": write_empty})
     covered: set[str] = set()
     for span, block in zip(spans, blocks, strict=True):
         array[tuple(slice(start, stop) for start, stop in span) or ...] = block
@@ -335,7 +342,7 @@ def _plan(source: Array, target: zarr.Array[Any], region: Region) -> _Plan:
         if edges[-1] > whole:
             raise _invalid(f"along dimension {axis} the source ends at {edges[-1]}, array /{path} at {whole}")
         spans.append(tuple(pairwise(edges)))
-    return _Plan(path, source, tuple(spans), tuple(info.chunks))
+    return _Plan(path, source, tuple(spans), tuple(info.chunks), target.config.write_empty_chunks)
 
 
 def _check_apart(plans: Sequence[_Plan]) -> None:

@@ -40,8 +40,8 @@ class CatalogArgument:
         """The repository; raises as `Repository.open`."""
         return Repository.open(self.path, authorize_virtual_chunk_access=authorizations(access), check=check)
 
-    def open_whole(self) -> Repository:
-        """The repository, for a verb that is about all of its history.
+    def open_whole(self, access: tuple[str, ...] = ()) -> Repository:
+        """The repository, for a verb that is not about one snapshot.
 
         Raises
         ------
@@ -50,10 +50,10 @@ class CatalogArgument:
         """
         if self.ref is not None:
             raise InvalidInputError(
-                f"{self.path}@{self.ref}: this is about all history, not about one snapshot; leave @{self.ref} out",
+                f"{self.path}@{self.ref}: this is not about one snapshot; leave @{self.ref} out",
                 ErrorKind.INVALID_ARGUMENT,
             )
-        return self.open()
+        return self.open(access)
 
     def names(self, repository: Repository) -> Names:
         """Which of ``branch``, ``tag`` and ``snapshot_id`` the reference is, as keyword arguments.

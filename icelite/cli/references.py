@@ -1,4 +1,4 @@
-"""Verbs about references into other files: virtualize, sources, refs, relocate."""
+"""Verbs about references into other files: virtualize, sources, refs, relocate, make-native."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from icelite.cli.catalogs import CATALOG, CatalogArgument, access_option, authorizations, json_option, progress_bar
 from icelite.cli.output import line, print_json, size, table
+from icelite.errors import ErrorKind, InvalidInputError
 
 
 @click.command()
@@ -196,4 +197,55 @@ def relocate(
         line(f"  {before} -> {after}")
 
 
-COMMANDS = (virtualize, sources, refs, relocate)
+@click.command()
+@click.argument("catalog", type=CATALOG, metavar="PATH")
+@click.argument("variables", nargs=-1, required=True)
+@click.option("--chunks", multiple=True, metavar="DIM=N", help="Length of a chunk; -1 is all of it. May be repeated.")
+@click.option("--group", metavar="PATH", help="Group of the variables; the root by default.")
+@click.option("--branch", default="main", show_default=True, help="Branch to commit to.")
+@click.option("--dask", is_flag=True, help="Read and write blocks at the same time, by dask.")
+@click.option("-m", "--message", help="Commit message; by default it says what was copied.")
+@access_option
+@json_option
+def make_native(
+    catalog: CatalogArgument,
+    variables: tuple[str, ...],
+    chunks: tuple[str, ...],
+    group: str | None,
+    branch: str,
+    dask: bool,
+    message: str | None,
+    access: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Copy variables from the files that they refer to into the repository, in other chunks, as one commit.
+
+    \b
+    icelite make-native ocean.icelite sst --chunks time=365 --chunks lat=90 --chunks lon=90
+    icelite make-native ocean.icelite sst ice --chunks time=-1 --access file:///data/
+    """
+    import icelite
+
+    with progress_bar("Copying blocks") as progress:
+        done = icelite.make_native(
+            catalog.open_whole(access),
+            list(variables),
+            chunks=dict(_length(text) for text in chunks),
+            group=group,
+            branch=branch,
+            message=message,
+            dask_options={} if dask else None,
+            progress=progress,
+        )
+    print_json(done) if as_json else line(str(done))
+
+
+def _length(text: str) -> tuple[str, int]:
+    dim, _, length = text.rpartition("=")
+    try:
+        return dim, int(length)
+    except ValueError:
+        raise InvalidInputError(f"--chunks {text!r} is not DIM=N", ErrorKind.INVALID_ARGUMENT) from None
+
+
+COMMANDS = (virtualize, sources, refs, relocate, make_native)

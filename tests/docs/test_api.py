@@ -13,7 +13,9 @@ import icelite
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
 MODULES = {  # names that are asked for only when they are used, since they need optional packages
-    "icelite": sorted({*icelite.__all__, "find_format", "open_virtual", "open_virtual_tree", "virtualize"}),
+    "icelite": sorted(
+        {*icelite.__all__, "find_format", "make_native", "open_virtual", "open_virtual_tree", "virtualize"}
+    ),
     "icelite.dask": ["store_dask"],
     "icelite.icechunk": ["export_icechunk", "import_icechunk"],
     "icelite.kerchunk": ["export_kerchunk", "import_kerchunk", "write_references"],

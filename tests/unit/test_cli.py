@@ -22,7 +22,7 @@ import icelite
 from icelite.cli import main
 
 VERBS = ["create", "info", "log", "ls", "diff", "verify", "virtualize", "sources", "refs", "relocate"]
-VERBS += ["bundle", "export", "import", "expire", "gc", "compact"]
+VERBS += ["bundle", "export", "import", "expire", "gc", "compact", "make-native"]
 
 
 class Shell:
@@ -213,6 +213,18 @@ def test_what_cannot_be_read_is_left_out_or_stops(tmp_path: Path) -> None:
         assert list(found.variables) == ["good"]
 
 
+def test_variables_are_copied(tmp_path: Path) -> None:
+    oisst.write_days(tmp_path / "oisst", date(2024, 8, 30), 3, (18, 36))
+    here = Shell(tmp_path)
+    here.run("virtualize", "oisst/*.nc", "-o", "a.icelite", "--concat-dim", "time")
+    chunks = ["--chunks", "time=-1", "--chunks", "lat=9"]
+    done = here.json("make-native", "a.icelite", "sst", *chunks, "-m", "native")
+    assert done["chunks"] == {"sst": [3, 1, 9, 36]}
+    assert here.json("log", "a.icelite", "-n", "1")[0]["message"] == "native"
+    assert {row["kind"] for row in here.json("refs", "a.icelite", "sst")} == {"inline"}
+    assert "anom in chunks of 3 x 1 x 9 x 36" in here.run("make-native", "a.icelite", "anom", *chunks).stdout
+
+
 def test_history_is_cut_and_space_given_back(tmp_path: Path) -> None:
     here = Shell(tmp_path)
     repo = icelite.Repository.create(tmp_path / "a.icelite")
@@ -249,6 +261,8 @@ def test_history_is_cut_and_space_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["make-native", "a.icelite", "sst", "--chunks", "time"], "'time' is not DIM=N"),
+        (["make-native", "a.icelite", "sst", "--chunks", "x=2"], "no variable has the dimension 'x'"),
         (["expire", "a.icelite"], "nothing says what to release"),
         (["expire", "a.icelite", "--older-than", "35"], "'35' is no age such as 35d"),
         (["expire", "a.icelite", "--keep-daily", "-1"], "keep_daily=-1"),

@@ -24,7 +24,7 @@ FLOORS = [
     {"ops"},
     {"repository"},
     {"formats", "virtualizarr", "archive"},
-    {"xarray", "dask", "kerchunk", "icechunk", "web", "display", "cli", "__main__"},
+    {"xarray", "dask", "native", "kerchunk", "icechunk", "web", "display", "cli", "__main__"},
     {"__init__"},
 ]
 MOST_LINES = 600
