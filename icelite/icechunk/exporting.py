@@ -58,6 +58,8 @@ class ExportSummary:
         References and bytes written, all snapshots together; each changed chunk once.
     copied_moves
         Nodes that moved in a snapshot which Icechunk cannot hold as a move, and were deleted and created instead.
+    rewritten
+        Documents with a bare ``NaN`` or ``Infinity``, which is no JSON: it became the text ``"NaN"`` or ``"Infinity"``.
     container_prefixes
         What a reader passes as ``authorize_virtual_chunk_access`` to read all virtual chunks.
     """
@@ -67,6 +69,7 @@ class ExportSummary:
     tags: int
     chunks: int
     copied_moves: int
+    rewritten: int
     container_prefixes: tuple[str, ...]
 
     @property
@@ -103,7 +106,7 @@ def export_icechunk(
         ``repository-already-exists``; ``repository-not-found`` for the source, or the folder around the target.
     InvalidInputError
         ``missing-package``; ``invalid-argument`` or ``bad-metadata`` for a node that Icechunk cannot hold: Zarr v2,
-        other chunk keys than ``c/0/0``, metadata that is not strict JSON (``NaN``).
+        other chunk keys than ``c/0/0``, metadata that its JSON has no form for.
     StorageError
         What reading the source or writing the target says.
     """
@@ -269,6 +272,7 @@ class _Exporter:
             tags=len(self.history.tags),
             chunks=self.writer.chunks,
             copied_moves=self.writer.copied_moves,
+            rewritten=self.writer.rewritten,
             container_prefixes=tuple(sorted(self.target.config.virtual_chunk_containers or {})),
         )
 

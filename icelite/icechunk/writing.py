@@ -9,6 +9,7 @@ are then written anew.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,7 +47,7 @@ class SnapshotWriter:
     ----------
     home
         URL prefix from which relative references start; None for a catalog in memory.
-    chunks, copied_moves
+    chunks, copied_moves, rewritten
         As in `ExportSummary`, so far.
     local_urls
         Absolute URLs of local files that references name.
@@ -57,6 +58,7 @@ class SnapshotWriter:
     home: str | None
     chunks: int = 0
     copied_moves: int = 0
+    rewritten: int = 0
     local_urls: set[str] = field(default_factory=set)
     has_relative: bool = False
     _outside: set[int] = field(default_factory=set)  # arrays with chunks outside their grid
@@ -196,7 +198,10 @@ class _Array:
                 ErrorKind.INVALID_ARGUMENT,
             )
         key = "/".join(filter(None, (node.path, "zarr.json")))
-        sync(self.target.store.set(key, buffer(node.documents["zarr.json"].encode())))
+        text = node.documents["zarr.json"]
+        strict = _strict(text)
+        self.writer.rewritten += strict != text
+        sync(self.target.store.set(key, buffer(strict.encode())))
 
     # -- references --------------------------------------------------------------------------------------------
 
@@ -265,6 +270,18 @@ class _Array:
             await asyncio.gather(*(self.target.store.set(key, buffer(data)) for key, data in values))
 
         sync(write())
+
+
+def _strict(text: str) -> str:
+    """A document with ``NaN`` and ``Infinity`` as text, which is how Zarr writes them as fill values; else as it is."""
+    bare: list[str] = []
+
+    def as_text(constant: str) -> str:
+        bare.append(constant)
+        return constant
+
+    content = json.loads(text, parse_constant=as_text)
+    return json.dumps(content) if bare else text
 
 
 def _portions(rows: list[Row]) -> Iterator[list[Row]]:

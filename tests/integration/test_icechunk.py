@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -771,7 +772,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     ("key", "document", "said"),
     [
         ("v2/.zarray", b'{"zarr_format": 2, "shape": [1], "chunks": [1]}', "Zarr v2"),
-        ("n/zarr.json", json.dumps({**GROUP, "attributes": {"x": float("nan")}}).encode(), "bad-metadata"),
+        ("n/zarr.json", {**array([1], [1]), "chunk_grid": {"name": "odd"}}, "bad-metadata"),
         ("k/zarr.json", {**array([1], [1]), "chunk_key_encoding": {"name": "v2"}}, "chunk key encoding"),
     ],
 )
@@ -782,6 +783,25 @@ def test_nodes_that_icechunk_cannot_hold(repo: Repository, tmp_path: Path, key: 
     assert f"/{key.partition('/')[0]}" in str(caught.value)
     assert tip in str(caught.value)
     assert listing(tmp_path) == {"ocean.icelite"}
+
+
+def test_attributes_that_are_no_numbers_become_text(repo: Repository, tmp_path: Path) -> None:
+    """Icechunk takes strict JSON only, and xarray reads a missing value of text like one of a number."""
+    session = repo.writable_session("main")
+    odd = {"missing_value": float("nan"), "range": [float("-inf"), 1], "said": "NaN"}
+    little = {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}], "dimension_names": ["x"]}
+    put(session.store, "odd/n/zarr.json", {**array([2], [2], "float32", **odd), **little})
+    put(session.store, "odd/n/c/0", np.array([1, np.nan], "<f4").tobytes())
+    put(session.store, "odd/zarr.json", GROUP)
+    session.commit("odd numbers")
+    summary = export_icechunk(repo, tmp_path / "out")
+    assert summary.rewritten == 1
+    there = icechunk.Repository.open(icechunk.local_filesystem_storage(str(tmp_path / "out")))
+    store = there.readonly_session("main").store
+    attributes = json.loads(get(store, "odd/n/zarr.json"))["attributes"]
+    assert attributes == {"missing_value": "NaN", "range": ["-Infinity", 1], "said": "NaN"}
+    found = xr.open_zarr(store, group="odd", consolidated=False)["n"]
+    np.testing.assert_array_equal(found, [1, np.nan])
 
 
 def test_a_reference_that_icelite_cannot_hold(tmp_path: Path, folder: Path) -> None:
