@@ -124,7 +124,7 @@ def make_native(
 
 
 def _open(session: Session, path: str) -> zarr.Array[Any]:
-    session.changes.lookup_array(path)  # raises, naming it
+    session.changes.nodes.lookup_array(path)  # raises, naming it
     return zarr.open_array(session.store, path=path, mode="r")
 
 
