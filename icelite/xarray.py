@@ -21,7 +21,7 @@ from zarr.core.sync import sync
 import icelite.virtualizarr  # noqa: F401  (registers the accessors ds.icelite and tree.icelite)
 from icelite.catalog.checks import is_catalog
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
-from icelite.formats.packing import restore_dtypes
+from icelite.formats.attributes import restore_dtypes
 from icelite.interrupts import heard_interrupts
 from icelite.repository import Repository
 from icelite.session import Session

@@ -21,9 +21,8 @@ from icelite.archive.layouts import align_layouts
 from icelite.archive.scan import COPIED, ScannedFile
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.formats.parsed import INSPECTED
-from icelite.virtualizarr.arrays import chunk_shape, describe_codecs, is_virtual
+from icelite.virtualizarr.arrays import Fetch, chunk_shape, describe_codecs, is_virtual, read_times, read_virtual
 from icelite.virtualizarr.sources import SOURCES_KEY
-from icelite.virtualizarr.values import Fetch, read_times, read_virtual
 
 Compat: TypeAlias = Literal["equals", "identical", "override"]
 COMPATS = ("equals", "identical", "override")

@@ -35,8 +35,7 @@ from icelite.errors import ErrorKind, StorageError
 from icelite.metadata import array_info
 from icelite.types import Location, SourceStamp
 from icelite.virtual.stamps import SECOND, contradicts, describe
-from icelite.virtualizarr.arrays import chunk_shape, is_virtual
-from icelite.virtualizarr.values import Fetch, hash_bytes, read_virtual
+from icelite.virtualizarr.arrays import Fetch, chunk_shape, hash_bytes, is_virtual, read_virtual
 
 if TYPE_CHECKING:
     from icelite.repository import Repository

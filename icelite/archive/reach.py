@@ -11,7 +11,7 @@ from typing import Any
 
 from icelite.virtual import VirtualAccess
 from icelite.virtual.remote import FileReaders
-from icelite.virtualizarr.values import Fetch, fetch_through, fetch_with
+from icelite.virtualizarr.arrays import Fetch, fetch_through, fetch_with
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from icelite.archive.reach import Reach
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
 from icelite.interrupts import end_with_parent
 from icelite.types import Progress, SourceStamp
-from icelite.virtualizarr.arrays import is_virtual, read_references
+from icelite.virtualizarr.arrays import hash_chunks, is_virtual, read_references, read_virtual
 from icelite.virtualizarr.sources import SOURCES_KEY
-from icelite.virtualizarr.values import hash_chunks, read_virtual
 
 COPIED = "icelite_copied"  # key of a dataset's encoding: variables that had to be copied, with the reason
 

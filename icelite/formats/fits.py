@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from icelite.formats.manifests import build_array
-from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.parsed import Copied, ParsedGroup, build_array, lazy_copy, no_group
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
 
@@ -184,7 +183,9 @@ def _columns(part: Any) -> dict[str, np.ndarray[Any, Any]] | None:
     """
     if isinstance(part, fits.GroupsHDU):
         named = {key: part.data.par(key) for key in dict.fromkeys(part.data.parnames)}
-        return {"": _native(part.data.data)} | {key: _native(values) for key, values in named.items()}
+        return {"": _in_machine_order(part.data.data)} | {
+            key: _in_machine_order(values) for key, values in named.items()
+        }
     if not isinstance(part, fits.BinTableHDU | fits.TableHDU) or isinstance(part, fits.CompImageHDU):
         return None
     columns = {key: np.asarray(part.data[key]) for key in part.data.names}
@@ -192,7 +193,7 @@ def _columns(part: Any) -> dict[str, np.ndarray[Any, Any]] | None:
         return None
     found: dict[str, np.ndarray[Any, Any]] = {}
     for key, values in columns.items():
-        found |= _filled(key, values) if values.dtype.kind == "O" else {key: _native(values)}
+        found |= _filled(key, values) if values.dtype.kind == "O" else {key: _in_machine_order(values)}
     return found
 
 
@@ -212,7 +213,7 @@ def _filled(key: str, rows: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, A
     return {key: filled, f"{key}_length": lengths}
 
 
-def _native(values: Any) -> np.ndarray[Any, Any]:
+def _in_machine_order(values: Any) -> np.ndarray[Any, Any]:
     found: np.ndarray[Any, Any] = np.asarray(values)
     return found.astype(found.dtype.newbyteorder("="))
 
@@ -238,7 +239,7 @@ def _values(part: Any) -> np.ndarray[Any, Any]:
         for key, column in fields:
             plain[key] = column
         return plain
-    return _native(values)
+    return _in_machine_order(values)
 
 
 def read_values(index: int, column: str, source: SourceFile, name: str, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:

@@ -19,13 +19,22 @@ import xarray as xr
 from virtualizarr.manifests import ManifestArray
 
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.formats.attributes import json_attributes
 from icelite.formats.eccodes import Headers, compare_gribberish, read_values
-from icelite.formats.grib_cubes import Cube, GribDataset, IndexedField, arrange, collapse, name_datasets
-from icelite.formats.grib_description import IDENTITY, KEYS
-from icelite.formats.grib_grids import GribGrid, describe_grid
-from icelite.formats.grib_messages import FieldBytes, GribField, read_field, read_fields
-from icelite.formats.manifests import HAS_INLINED, build_array, json_attributes
-from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.grib_cubes import (
+    IDENTITY,
+    KEYS,
+    Cube,
+    GribDataset,
+    GribGrid,
+    IndexedField,
+    arrange,
+    collapse,
+    describe_grid,
+    name_datasets,
+)
+from icelite.formats.grib_messages import FieldBytes, FieldExtent, read_field, read_fields
+from icelite.formats.parsed import Copied, ParsedGroup, build_array, has_inlined, lazy_copy, no_group
 from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
 
@@ -96,24 +105,24 @@ def _index(source: SourceFile) -> tuple[list[IndexedField], dict[str, str]]:
     found: list[IndexedField] = []
     skipped: dict[str, str] = {}
     layouts = _Layouts()
-    for place, part in read_fields(source):
-        headers = Headers(partial(_read_again, source, place))
+    for extent, part in read_fields(source):
+        headers = Headers(partial(_read_again, source, extent))
         try:
             if isinstance(part, str):
                 raise ValueError(part)
             headers.load(_KEYS, part.message)
-            grid, problem = layouts.examine(place, part, headers)
+            grid, problem = layouts.examine(extent, part, headers)
         except ValueError as error:
-            which = "" if place.alone else f"field {place.number} of "
-            skipped[f"{which}the message at byte {place.offset}"] = str(error)
+            which = "" if extent.alone else f"field {extent.number} of "
+            skipped[f"{which}the message at byte {extent.offset}"] = str(error)
             continue
-        found.append(IndexedField(place, headers, part.product, grid, problem))
+        found.append(IndexedField(extent, headers, part.product, grid, problem))
     return found, skipped
 
 
-def _read_again(source: SourceFile, place: GribField) -> bytes:
+def _read_again(source: SourceFile, extent: FieldExtent) -> bytes:
     with source.open() as stream:
-        return read_field(stream, place.offset, place.length, place.number)
+        return read_field(stream, extent.offset, extent.length, extent.number)
 
 
 class _Layouts:
@@ -123,7 +132,7 @@ class _Layouts:
         self._grids: dict[tuple[Any, ...], GribGrid] = {}
         self._problems: dict[tuple[Any, ...], str | None] = {}
 
-    def examine(self, place: GribField, part: FieldBytes, headers: Headers) -> tuple[GribGrid, str | None]:
+    def examine(self, extent: FieldExtent, part: FieldBytes, headers: Headers) -> tuple[GribGrid, str | None]:
         """The grid of a field, and why it cannot be referenced.
 
         Raises
@@ -134,9 +143,9 @@ class _Layouts:
         points = headers.get("numberOfPoints", 0)
         if not isinstance(points, int) or points > _MOST_POINTS:
             raise ValueError(f"it has {points} points, and {_MOST_POINTS} are the most that are read")
-        if place.edition == 2 and not headers.get("bitmapPresent") and headers.get("numberOfValues", points) != points:
+        if extent.edition == 2 and not headers.get("bitmapPresent") and headers.get("numberOfValues", points) != points:
             raise ValueError(f"it has {headers['numberOfValues']} values for {points} points")
-        where = (place.edition, part.grid or part.product[:28], headers.get("gridType"), points)
+        where = (extent.edition, part.grid or part.product[:28], headers.get("gridType"), points)
         packing = (headers.get("packingType"), headers.get("bitmapPresent"), headers.get("bitsPerValue") == 0)
         layout = (*where, *packing)
         if layout not in self._problems:
@@ -146,7 +155,7 @@ class _Layouts:
             grid = self._grids[where]
             if values.size != np.prod(grid.shape):
                 raise ValueError(f"it has {values.size} values on a grid of {' x '.join(map(str, grid.shape))}")
-            self._problems[layout] = self._find_problem(place.edition, part.message, headers, grid)
+            self._problems[layout] = self._find_problem(extent.edition, part.message, headers, grid)
         return self._grids[where], self._problems[layout]
 
     def _kept(self, grid: GribGrid) -> GribGrid:
@@ -193,8 +202,8 @@ def _build_group(source: SourceFile, stamp: SourceStamp, dataset: GribDataset) -
                 stacklevel=2,
             )
         reasons = [each.problem for each in cube.cells.values() if each.problem is not None]
-        split = sum(each.place.number > 0 for each in cube.cells.values())
-        if split and not HAS_INLINED:
+        split = sum(each.extent.number > 0 for each in cube.cells.values())
+        if split and not has_inlined():
             reasons.append("its message holds several fields")
         if reasons:
             parsed.copied[cube.name] = Copied(_copy(source, stamp, cube), reasons[0])
@@ -229,7 +238,7 @@ class _Layout:
         )
         return cls(dims, (*(sizes[axis] for axis in header), *points), header, points)
 
-    def places(self, cube: Cube) -> Iterator[tuple[tuple[int, ...], IndexedField]]:
+    def positions(self, cube: Cube) -> Iterator[tuple[tuple[int, ...], IndexedField]]:
         for position, each in cube.cells.items():
             yield tuple(position[axis] for axis in self.header), each
 
@@ -237,9 +246,9 @@ class _Layout:
 def _table(layout: _Layout, cube: Cube) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Offset, length and number of the field at each position; a length of 0 where there is none."""
     table = np.zeros((3, *layout.shape[: len(layout.header)]), np.uint64)
-    for position, each in layout.places(cube):
-        place = each.place
-        for row, value in enumerate((place.offset, place.length, place.number)):
+    for position, each in layout.positions(cube):
+        extent = each.extent
+        for row, value in enumerate((extent.offset, extent.length, extent.number)):
             table[(row, *position)] = value
     return table
 
@@ -248,9 +257,9 @@ def _reference(source: SourceFile, cube: Cube) -> ManifestArray:
     layout = _Layout.of_cube(cube)
     table, trailing = _table(layout, cube), (1,) * len(layout.points)
     inlined = {
-        (*position, *(0,) * len(trailing)): _read_again(source, each.place)
-        for position, each in layout.places(cube)
-        if each.place.number
+        (*position, *(0,) * len(trailing)): _read_again(source, each.extent)
+        for position, each in layout.positions(cube)
+        if each.extent.number
     }
     grid = (*layout.shape[: len(layout.header)], *trailing)
     dtype = np.dtype("<f8")

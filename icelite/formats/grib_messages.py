@@ -21,8 +21,8 @@ _SEARCHED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class GribField:
-    """Place of one field.
+class FieldExtent:
+    """The bytes of one field.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class FieldBytes:
     grid: bytes
 
 
-def read_fields(source: SourceFile) -> Iterator[tuple[GribField, FieldBytes | str]]:
+def read_fields(source: SourceFile) -> Iterator[tuple[FieldExtent, FieldBytes | str]]:
     """The fields of a file in their order; of a message that is damaged, what is wrong with it.
 
     Raises
@@ -83,11 +83,11 @@ def read_fields(source: SourceFile) -> Iterator[tuple[GribField, FieldBytes | st
                 raise source.unreadable(f"its GRIB message at byte {at} is damaged or cut short")
             parts = _try_to_split(_read(stream, at, length))
             if isinstance(parts, str):
-                yield GribField(at, length, 0, edition, alone=True), parts
+                yield FieldExtent(at, length, 0, edition, alone=True), parts
                 at += len(_START)
                 continue
             for number, part in enumerate(parts):
-                yield GribField(at, length, number, edition, len(parts) == 1), part
+                yield FieldExtent(at, length, number, edition, len(parts) == 1), part
             at += length
 
 

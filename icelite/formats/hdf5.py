@@ -5,9 +5,12 @@ A file is opened and inspected once. What h5py cannot read, or Zarr cannot store
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import h5py
@@ -15,17 +18,16 @@ import numpy as np
 import xarray as xr
 from h5py import h5d
 
-from icelite.formats.hdf5_attributes import Attributes
-from icelite.formats.hdf5_dimensions import PREFIX, Group, Survey, is_dimension_only
-from icelite.formats.hdf5_files import find_problem_elsewhere, open_hdf5, reopened
+from icelite.errors import InvalidInputError
+from icelite.formats.attributes import FILL_TEXT, fill_text, is_fill_value, json_attributes, packing_attributes
 from icelite.formats.hdf5_layout import DatasetLayout, describe_filter, filters_of, find_layout
-from icelite.formats.manifests import is_fill_value, json_attributes, packing_attributes
-from icelite.formats.names import stored_name
-from icelite.formats.packing import FILL_TEXT, fill_text
+from icelite.formats.hdf5_survey import PREFIX, Attributes, Group, Survey, is_dimension_only
 from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
 from icelite.formats.source import SourceFile
+from icelite.keys import CONSOLIDATED, DOCUMENTS, check_path
 from icelite.types import SourceStamp
 
+_RESERVED = {*DOCUMENTS, CONSOLIDATED}
 _SMALL_BYTES = 65_536  # values that are read at once: no more than HDF5 keeps among the metadata
 
 
@@ -234,3 +236,91 @@ def _select(dataset: h5py.Dataset, key: tuple[Any, ...]) -> np.ndarray[Any, Any]
         values = values.astype(dtype)
     rest = tuple(0 if not isinstance(part, slice) else slice(None) for part in own)
     return np.asarray(values[(*rest, *inner)])
+
+
+def stored_name(name: str, taken: Collection[str]) -> str:
+    """The name, with what Zarr's keys cannot hold written as in a URL: ``zarr.json`` becomes ``zarr%2Ejson``.
+
+    Parameters
+    ----------
+    taken
+        Names that it must not become.
+    """
+    plain = "".join(letter if letter.isprintable() and letter not in "\\/" else _encode(letter) for letter in name)
+    if plain in _RESERVED or not plain.strip("."):
+        plain = plain.replace(".", "%2E")
+    try:
+        check_path(plain)
+    except InvalidInputError:
+        plain = "".join(letter if letter.isascii() and letter.isalnum() else _encode(letter) for letter in name)
+    while plain in taken:
+        plain += "_"
+    return plain
+
+
+def _encode(letter: str) -> str:
+    data = letter.encode("utf-8", "surrogateescape")
+    return "".join(f"%{byte:02X}" for byte in data)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def register_filters() -> None:
+    """Let HDF5 know the filters of hdf5plugin, if that is installed."""
+    if importlib.util.find_spec("hdf5plugin") is not None:
+        __import__("hdf5plugin")
+
+
+@contextmanager
+def open_hdf5(source: SourceFile) -> Iterator[h5py.File]:
+    """A file, by its name or, where it is remote or open in this process with other locks, as a stream.
+
+    By its name HDF5 finds the files that hold external data. A file that someone writes to is refused by a lock.
+    """
+    register_filters()
+    if source.path is not None:
+        try:
+            file = h5py.File(source.path, "r")
+        except OSError as error:
+            if "file locking flag" not in str(error):
+                raise
+        else:
+            with file:
+                yield file
+            return
+    with source.open() as stream, h5py.File(stream, "r") as file:
+        yield file
+
+
+def find_problem_elsewhere(file: h5py.File, dataset: h5py.Dataset) -> str | None:
+    """Why a dataset whose values are in other files may not be copied, or None.
+
+    Data of other files are copied only from the file's own directory: a stranger's file may name any file.
+    """
+    others = _list_files(file, dataset)
+    if others and file.driver == "fileobj":
+        return f"the file is read as a stream and names {others[0]!r}"
+    directory = os.path.dirname(os.path.realpath(file.filename))
+    for name in others:
+        path = os.path.realpath(os.path.join(directory, name))
+        if os.path.commonpath([directory, path]) != directory:
+            return f"{name!r} is not under {directory!r}"
+        if "%" not in name and not os.path.isfile(path):
+            return f"{name!r} is not there"
+    return None
+
+
+def _list_files(file: h5py.File, dataset: h5py.Dataset) -> list[str]:
+    linked = [] if dataset.file.filename == file.filename else [os.path.abspath(dataset.file.filename)]
+    if dataset.is_virtual:
+        return linked + [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
+    return linked + [os.fsdecode(name) for name, *_ in dataset.external or ()]
+
+
+def reopened(file: h5py.File, path: str) -> h5py.Dataset:
+    """A dataset whose external files are looked for beside its own, not in the working directory."""
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_efile_prefix(b"${ORIGIN}")
+    name: Any = path.encode("utf-8", "surrogateescape")
+    return h5py.Dataset(h5py.h5d.open(file.id, name, access))

@@ -16,8 +16,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5s, h5t
 
-from icelite.formats.manifests import grid_of
-from icelite.formats.parsed import Gap
+from icelite.formats.parsed import Gap, grid_of
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray

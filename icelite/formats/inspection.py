@@ -11,15 +11,13 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import numpy as np
-
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
-from icelite.formats.packing import PACKING_KEYS, Named
+from icelite.formats.attributes import PACKING_KEYS, Named, packing_attributes
 from icelite.formats.parsed import FileInspection, Gap
 from icelite.virtual.urls import existing_path, file_path
 
@@ -104,7 +102,7 @@ def open_source(access: VirtualAccess, url: str, stamp: SourceStamp) -> Iterator
     """
     import h5py
 
-    from icelite.formats.hdf5_files import register_filters
+    from icelite.formats.hdf5 import register_filters
 
     location, source = _open(access, url, stamp)
     register_filters()
@@ -145,7 +143,7 @@ def _inspect(stream: BinaryIO, size: int, *, chunks: bool) -> FileInspection:
         return FileInspection()
     import h5py
 
-    from icelite.formats.hdf5_files import register_filters
+    from icelite.formats.hdf5 import register_filters
 
     stream.seek(0)
     register_filters()
@@ -170,7 +168,9 @@ def _inspect_netcdf3(stream: BinaryIO) -> FileInspection:
     from icelite.formats.netcdf3 import read_header
 
     variables = read_header(stream).variables
-    return FileInspection(packed=tuple(_packed(variable.name, variable.attributes) for variable in variables))
+    return FileInspection(
+        packed=tuple((variable.name, packing_attributes(variable.attributes)) for variable in variables)
+    )
 
 
 def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> FileInspection:
@@ -186,7 +186,7 @@ def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> FileInspection:
             return
         names.append(path)
         attributes = {key: node.attrs[key] for key in PACKING_KEYS if key in node.attrs}
-        packed.append(_packed(path.rpartition("/")[2], attributes))
+        packed.append((path.rpartition("/")[2], packing_attributes(attributes)))
         if node.shape is None:
             return
         problem = _find_detachment(node)
@@ -197,11 +197,6 @@ def _inspect_hdf5(file: h5py.File, *, chunks: bool) -> FileInspection:
 
     file.visititems(visit)
     return FileInspection(frozenset(names), unfiltered, tuple(detached), tuple(packed), chunks)
-
-
-def _packed(name: str, attributes: Mapping[str, Any]) -> Named:
-    values = {key: np.ravel(attributes[key]) for key in PACKING_KEYS if key in attributes}
-    return name, {key: value[0] for key, value in values.items() if value.size == 1 and value.dtype.kind in "iuf"}
 
 
 def _find_detachment(dataset: h5py.Dataset) -> str | None:
@@ -245,7 +240,7 @@ def read_gap(file: h5py.File, gap: Gap) -> Any:
     OSError
         HDF5 cannot read it.
     """
-    from icelite.formats.hdf5_files import find_problem_elsewhere, reopened
+    from icelite.formats.hdf5 import find_problem_elsewhere, reopened
 
     dataset = reopened(file, gap.dataset)
     why = find_problem_elsewhere(file, dataset)

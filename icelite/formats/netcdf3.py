@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from icelite.errors import ErrorKind, StorageError
-from icelite.formats.manifests import as_text, build_array, json_attributes, packing_attributes
-from icelite.formats.parsed import ParsedGroup, no_group
+from icelite.formats.attributes import as_text, json_attributes, packing_attributes
+from icelite.formats.parsed import ParsedGroup, build_array, no_group
 from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
 

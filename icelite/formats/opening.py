@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
@@ -19,6 +20,7 @@ from icelite.formats.source import Registry, SourceFile, describe
 
 if TYPE_CHECKING:
     from obspec_utils.registry import ObjectStoreRegistry
+    from virtualizarr.manifests import ManifestArray
 
     from icelite.types import SourceStamp
     from icelite.virtual.remote import FileReaders
@@ -34,6 +36,7 @@ _MODULES = {
     Format.ZIPPED_ZARR: "zarr",
 }
 _CHOICES = {"on_unreferenceable": ("copy", "raise"), "on_unreadable": ("skip", "raise")}
+_DMRPP_NAMES = {"dap": "http://xml.opendap.org/ns/DAP/4.0#", "dmrpp": "http://xml.opendap.org/dap/dmrpp/1.0.0#"}
 _PACKAGES = {"arro3.core": "arro3-core"}  # by module, where the name differs
 
 
@@ -185,8 +188,7 @@ def _parse(
 
 def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
     if type(parser).__name__ == "DMRPPParser":
-        module = import_module("icelite.formats.dmrpp")
-        return lambda source, stamp, group, dropped, whole_tree: descend(module.parse(source, parser), group, source)
+        return lambda source, stamp, group, dropped, whole_tree: descend(_parse_dmrpp(source, parser), group, source)
     if not isinstance(parser, str):
         lists = type(parser).__name__ == "ZarrParser"
         return lambda source, stamp, group, dropped, whole_tree: descend(
@@ -203,6 +205,44 @@ def _find_parse(source: SourceFile, parser: Any) -> Callable[..., ParsedGroup]:
         )
     module = import_module(f"icelite.formats.{_MODULES[form]}")
     return cast("Callable[..., ParsedGroup]", module.parse)
+
+
+def _parse_dmrpp(source: SourceFile, parser: Any) -> ParsedGroup:
+    """The group that ``parser``, a ``DMRPPParser``, was made for, with the chunks of scalars, which it drops.
+
+    Raises
+    ------
+    StorageError
+        ``unreadable-source`` for a scalar that is in more than one chunk.
+    """
+    from xml.etree import ElementTree
+
+    parsed = ParsedGroup.of_store(parser(source.url, source.stores))
+    element: Any = ElementTree.fromstring(source.read(0, None))
+    for name in str(parser.group or "").strip("/").split("/"):
+        element = element.find(f"dap:Group[@name='{name}']", _DMRPP_NAMES) if name and element is not None else element
+    for variable in element if element is not None else ():
+        name = variable.get("name")
+        chunks = variable.findall("dmrpp:chunks/dmrpp:chunk", _DMRPP_NAMES)
+        if name not in parsed.arrays or parsed.arrays[name].shape or not chunks:
+            continue
+        if len(chunks) > 1:
+            raise source.unreadable(f"its scalar {name!r} has {len(chunks)} chunks")
+        parsed.arrays[name] = _with_chunk(source, parsed.arrays[name], chunks[0])
+    return parsed
+
+
+def _with_chunk(source: SourceFile, array: ManifestArray, chunk: Any) -> ManifestArray:
+    from virtualizarr.manifests import ChunkManifest, ManifestArray
+
+    path: Any = np.array(chunk.get("href") or source.url.removesuffix(".dmrpp"), np.dtypes.StringDType())
+    manifest = ChunkManifest.from_arrays(
+        paths=path,
+        offsets=np.array(int(chunk.get("offset")), np.uint64),
+        lengths=np.array(int(chunk.get("nBytes")), np.uint64),
+        validate_paths=False,
+    )
+    return ManifestArray(metadata=array.metadata, chunkmanifest=manifest)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a parser hands over: for each group arrays of references, and variables to copy.
+"""What a parser hands over: for each group arrays of references, and variables to copy; how both are built.
 
 A `ParsedGroup` has arrays of references and variables that are copied, because their chunks cannot be referenced.
 Copied values are read when they are needed, and only if the file is still the one that was parsed.
@@ -16,7 +16,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
-from icelite.formats.packing import PACKING_KEYS, Named
+from icelite.formats.attributes import PACKING_KEYS, Named
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp
 from icelite.virtual.stamps import describe as describe_stamp
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 OWN_COORDINATES = "icelite_coordinates"  # key of a dataset's encoding: names of those that its group has itself
+INLINED = "__inlined__"  # the path that VirtualiZarr gives a chunk that it holds itself
 INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `FileInspection`
 
 
@@ -264,3 +265,75 @@ def no_group(source: SourceFile, group: str, present: Iterable[str]) -> InvalidI
         f"{source.url!r} has no group {group!r}: there is {', '.join(sorted(present)) or 'only the root'}",
         ErrorKind.INVALID_ARGUMENT,
     )
+
+
+def has_inlined() -> bool:
+    """Whether VirtualiZarr's manifests hold chunks themselves, as they do since 2.8."""
+    from virtualizarr.manifests import ChunkManifest
+
+    return "_inlined" in ChunkManifest.__annotations__
+
+
+def grid_of(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks along each dimension."""
+    return tuple(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
+
+
+def build_array(
+    *,
+    url: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    stored: np.dtype[Any],
+    offsets: np.ndarray[Any, Any],
+    lengths: np.ndarray[Any, Any],
+    dims: tuple[str, ...],
+    attributes: dict[str, Any],
+    filters: list[dict[str, Any]] | None = None,
+    compressors: list[dict[str, Any]] | None = None,
+    serializer: dict[str, Any] | None = None,
+    inlined: Mapping[tuple[int, ...], bytes] | None = None,
+    fill_value: Any = 0,
+) -> ManifestArray:
+    """An array of references to one file.
+
+    Parameters
+    ----------
+    dtype, stored
+        Type of the values, and of what the bytes hold when the compressors are undone.
+    offsets, lengths
+        Bytes, one for each chunk, in the shape of the grid; a length of 0 is a chunk that is missing.
+    filters, compressors, serializer
+        Zarr codecs, from the values to the bytes; by default the bytes are ``stored`` as they are.
+    inlined
+        Bytes of chunks that are not in the file, by grid position; needs VirtualiZarr 2.8.
+    """
+    from virtualizarr.manifests import ChunkManifest, ManifestArray
+    from virtualizarr.manifests.utils import create_v3_array_metadata
+
+    chunks = tuple(max(size, 1) for size in chunks)
+    grid = grid_of(shape, chunks)
+    lengths = np.broadcast_to(lengths.astype(np.uint64), grid).copy()
+    offsets = np.where(lengths > 0, np.broadcast_to(offsets.astype(np.uint64), grid), np.uint64(0))
+    paths: Any = np.where(
+        lengths > 0, np.full(grid, url, np.dtypes.StringDType()), np.full(grid, "", np.dtypes.StringDType())
+    )
+    more: dict[str, Any] = {}
+    if inlined:
+        for index, data in inlined.items():
+            paths[index], offsets[index], lengths[index] = INLINED, 0, len(data)
+        more["inlined"] = dict(inlined)
+    endian = {"endian": "big" if stored.byteorder == ">" else "little"} if stored.itemsize > 1 else {}
+    serializer = serializer or {"name": "bytes", "configuration": endian}
+    metadata = create_v3_array_metadata(
+        shape=shape,
+        data_type=dtype.newbyteorder("=") if filters or serializer["name"] != "bytes" else stored,
+        chunk_shape=chunks,
+        fill_value=fill_value,
+        codecs=[*(filters or []), serializer, *(compressors or [])],
+        attributes=attributes,
+        dimension_names=dims,
+    )
+    manifest = ChunkManifest.from_arrays(paths=paths, offsets=offsets, lengths=lengths, validate_paths=False, **more)
+    return ManifestArray(metadata=metadata, chunkmanifest=manifest)

@@ -366,14 +366,14 @@ def _bucket_store(target: S3Object) -> Any:
     from obstore.store import S3Store
 
     found = target.settings()
-    place: dict[str, Any] = {
+    options: dict[str, Any] = {
         "region": found.region,
         "endpoint": found.endpoint,
         "virtual_hosted_style_request": False,
         "client_options": {"allow_http": True, "timeout": f"{found.seconds} seconds"},
     }
     if found.keys is None:
-        return S3Store(target.bucket, skip_signature=True, **place)
+        return S3Store(target.bucket, skip_signature=True, **options)
 
     def provide() -> Any:  # instead of whatever the environment holds
         keys = target.settings().keys
@@ -382,8 +382,8 @@ def _bucket_store(target: S3Object) -> Any:
         return {"access_key_id": keys[0], "secret_access_key": keys[1], "token": keys[2], "expires_at": expires_at}
 
     if target.client.options.requester_pays:
-        place["request_payer"] = True
-    return S3Store(target.bucket, credential_provider=provide, **place)
+        options["request_payer"] = True
+    return S3Store(target.bucket, credential_provider=provide, **options)
 
 
 def describe(error: BaseException | str) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from tifffile import TiffFile
 
+from icelite.formats.attributes import is_fill_value, json_attributes
 from icelite.formats.geotiff import describe_grid
-from icelite.formats.manifests import HAS_INLINED, build_array, is_fill_value, json_attributes
-from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
+from icelite.formats.parsed import Copied, ParsedGroup, build_array, has_inlined, lazy_copy, no_group
 from icelite.formats.source import SourceFile
 from icelite.types import SourceStamp
 
@@ -366,7 +366,7 @@ def _reason(tiff: TiffFile, pages: list[Any], layouts: list[Layout]) -> str | No
             return problem
         if layout.key != layouts[0].key:
             return "its pages are laid out in different ways"
-        if layout.short_rows and not HAS_INLINED:
+        if layout.short_rows and not has_inlined():
             return "its last strip is shorter than the others, which VirtualiZarr can hold from 2.8 on"
     return None
 

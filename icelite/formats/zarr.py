@@ -24,7 +24,7 @@ from xarray.backends.zarr import FillValueCoder
 from zarr.core.sync import sync
 
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.formats.manifests import is_fill_value
+from icelite.formats.attributes import is_fill_value
 from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
 from icelite.formats.source import SourceFile, describe
 from icelite.types import SourceStamp

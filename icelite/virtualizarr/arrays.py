@@ -1,4 +1,4 @@
-"""A virtual variable as it will be stored: its references in columns, its Zarr metadata, its attributes as JSON.
+"""A virtual variable: its references in columns, its metadata and attributes as they will be stored, its values.
 
 VirtualiZarr is not imported: whoever holds one of its arrays has imported it.
 The private columns of its manifests are read where they exist, because its public entries are 14 times slower.
@@ -7,26 +7,34 @@ The private columns of its manifests are read where they exist, because its publ
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.metadata.v3 import ArrayV3Metadata
+from zarr.storage import MemoryStore
 
 from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
+from icelite.formats.parsed import INLINED
 from icelite.store.references import MISSING, SHOWN
+from icelite.virtual.urls import existing_path, file_path
+
+if TYPE_CHECKING:
+    from icelite.virtual import VirtualAccess
 
 # What decoding needs and xarray may have moved from the attributes to the encoding.
 _DECODING_KEYS = (*cf.FILLS, *cf.PACKING, *cf.NAMES)
 _BLOCK = 65_536  # references turned into Python strings at a time, to bound memory
 _LAST_BYTE = 2**63 - 1
-_INLINED = "__inlined__"  # VirtualiZarr's path of a chunk that it holds in memory
 
 # Settings of codecs that only matter to who compresses; of Blosc everything else is in each chunk's header.
 _WRITERS_ONLY: Mapping[str, frozenset[str]] = {
@@ -38,7 +46,10 @@ _WRITERS_ONLY: Mapping[str, frozenset[str]] = {
     "blosc": frozenset({"cname", "clevel", "shuffle", "blocksize", "typesize"}),
 }
 
+_WHAT = "values to compare"  # in place of a chunk's key in messages
+
 Column = np.ndarray[Any, np.dtype[Any]]
+Fetch: TypeAlias = Callable[[str, int, int], bytes]  # URL, offset, length in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +206,7 @@ def read_references(manifest: Any) -> References:
         inlined = dict(getattr(manifest, "_inlined", {}))
     else:
         paths, offsets, lengths, inlined = _read_entries(manifest, grid)
-    known = _Numbers({"": MISSING, _INLINED: MISSING})
+    known = _Numbers({"": MISSING, INLINED: MISSING})
     codes = np.empty(len(paths), np.int64)
     for start in range(0, len(paths), _BLOCK):
         block = paths[start : start + _BLOCK].tolist()
@@ -211,7 +222,7 @@ def _read_entries(manifest: Any, grid: tuple[int, ...]) -> tuple[Any, Any, Any, 
     offsets, lengths = np.zeros(size, np.int64), np.zeros(size, np.int64)
     inlined = {}
     for index, entry in manifest.iter_refs():
-        if entry["path"] == _INLINED:
+        if entry["path"] == INLINED:
             inlined[index] = bytes(manifest[".".join(map(str, index)) or "c"]["data"])
             continue
         at = _position(index, grid)
@@ -260,3 +271,82 @@ def check_references(path: str, metadata: ArrayV3Metadata, references: Reference
             ErrorKind.INVALID_VIRTUAL_REF if lengths[bad].all() else ErrorKind.ZERO_LENGTH_CHUNK,
         )
     return references
+
+
+# -- bytes and values, read from the files that references name --------------------------------------------------------
+
+
+def fetch_through(access: VirtualAccess) -> Fetch:
+    """What reads a range of a file as a chunk of the session is read, with the same gates."""
+
+    def fetch(url: str, offset: int, length: int) -> bytes:
+        location = access.locate(url, validate_container=False)
+        access.allow(location)  # as writing the reference does
+        return access.open(location, _WHAT).read(offset, length, _WHAT)
+
+    return fetch
+
+
+def fetch_with(registry: Any) -> Fetch:
+    """What reads a range of a file that is parsed: from the disk, or with a registry of object stores."""
+
+    def fetch(url: str, offset: int, length: int) -> bytes:
+        if url.startswith("file://"):
+            with open(existing_path(file_path(url)), "rb") as stream:
+                stream.seek(offset)
+                return stream.read(length)
+        store, path = registry.resolve(url)
+        return bytes(store.get_range(path, start=offset, length=length))
+
+    return fetch
+
+
+def hash_chunks(variable: xr.Variable, fetch: Fetch) -> str:
+    """A hash of the stored chunks of a virtual variable; equal ones hold equal values, if their codecs are the same."""
+    return hash_bytes(_read_chunks(variable, fetch))
+
+
+def hash_bytes(chunks: Iterable[tuple[tuple[int, ...], bytes]]) -> str:
+    """A hash of chunks, given by grid position in C order."""
+    found = hashlib.blake2b(digest_size=16)
+    for index, data in chunks:
+        found.update(f"{index} {len(data)} ".encode())
+        found.update(data)
+    return found.hexdigest()
+
+
+def read_virtual(variable: xr.Variable, fetch: Fetch) -> xr.Variable:
+    """The undecoded values of a virtual variable, with its attributes; it fits into memory."""
+    prototype = default_buffer_prototype()
+    metadata = stored_metadata("values", variable)
+    contents = {f"values/{key}": value for key, value in metadata.to_buffer_dict(prototype).items()}
+    for index, data in _read_chunks(variable, fetch):
+        contents[f"values/{metadata.encode_chunk_key(index)}"] = prototype.buffer.from_bytes(data)
+    store = MemoryStore(contents)
+    zarr.create_group(store)
+    with xr.open_zarr(store, consolidated=False, zarr_format=3, chunks=None, decode_cf=False) as dataset:
+        raw: xr.Variable = dataset.variables["values"].load()
+    return raw
+
+
+def read_times(bounds: xr.Variable, time: cf.Time, fetch: Fetch) -> xr.Variable:
+    """The bounds of times, virtual or not, as times.
+
+    Parameters
+    ----------
+    time
+        Units and calendar of what they bound.
+    """
+    raw = read_virtual(bounds, fetch) if is_virtual(bounds) else bounds
+    return raw if raw.dtype.kind in "MO" else cf.decode_times(raw, time)
+
+
+def _read_chunks(variable: xr.Variable, fetch: Fetch) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    references = read_references(variable.data.manifest)
+    for number, code in enumerate(references.codes.tolist()):
+        index = references.index(number)
+        if index in references.inlined:
+            yield index, references.inlined[index]
+        elif code != MISSING:
+            extent = int(references.offsets[number]), int(references.lengths[number])
+            yield index, fetch(references.urls[code], *extent)

@@ -26,7 +26,7 @@ from icelite.formats.inspection import open_source, read_gap
 from icelite.formats.parsed import FileInspection, Gap
 from icelite.store.references import MISSING, SHOWN
 from icelite.virtualizarr.arrays import Column, chunk_shape
-from icelite.virtualizarr.plan import PlannedGroup, VirtualArray
+from icelite.virtualizarr.preparation import PreparedGroup, VirtualArray
 from icelite.virtualizarr.sources import StampedSources
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Copies:
 
 
 class Copier:
-    """Looks at the files of some plans and copies what they cannot reference.
+    """Looks at the files of some groups and copies what they cannot reference.
 
     Attributes
     ----------
@@ -76,16 +76,16 @@ class Copier:
         Why a file could not be looked at, by URL.
     """
 
-    def __init__(self, sources: StampedSources, plans: Sequence[PlannedGroup], *, copy: bool) -> None:
+    def __init__(self, sources: StampedSources, prepared: Sequence[PreparedGroup], *, copy: bool) -> None:
         self._sources = sources
         self._copy = copy
-        self._candidates = [_Candidate(array, plan) for plan in plans for array in plan.virtual()]
+        self._candidates = [_Candidate(array, group) for group in prepared for array in group.virtual()]
         self._faults: list[str] = []
         self.copies = Copies()
         self.unchecked: dict[str, str] = {}
 
     def run(self) -> None:
-        """Copy the chunks, and take their references out of the plans.
+        """Copy the chunks, and take their references out of the groups.
 
         Raises
         ------
@@ -108,7 +108,7 @@ class Copier:
             )
         self._sources.check_unchanged(touched)
 
-    def _urls_of(self, group: PlannedGroup) -> list[str]:
+    def _urls_of(self, group: PreparedGroup) -> list[str]:
         return [url for array in group.virtual() for url in array.references.urls]
 
     def _look(self, url: str) -> bool:
@@ -181,7 +181,7 @@ class _Candidate:
     """An array of one dataset, with what is asked of it for every file."""
 
     array: VirtualArray
-    group: PlannedGroup
+    group: PreparedGroup
 
     @cached_property
     def holes(self) -> Column:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
-from icelite.formats.inspection import inspect_source
-from icelite.formats.packing import (
+from icelite.formats.attributes import (
     PACKING_DTYPES,
     Named,
     describe_dtypes,
@@ -19,6 +18,7 @@ from icelite.formats.packing import (
     is_certain,
     packing_of,
 )
+from icelite.formats.inspection import inspect_source
 from icelite.formats.parsed import INSPECTED, FileInspection
 from icelite.store.references import SHOWN
 from icelite.types import SourceStamp
@@ -184,10 +184,10 @@ class StampedSources:
         packing = packing_of(variable)
         if is_certain(packing):
             return describe_dtypes(packing)
-        originals = [named for url in urls for named in self._lookup_originals(url)]
-        return find_dtypes(name, packing, originals, renamed=renamed)
+        packed = [named for url in urls for named in self._lookup_packed(url)]
+        return find_dtypes(name, packing, packed, renamed=renamed)
 
-    def _lookup_originals(self, url: str) -> Iterable[Named]:
+    def _lookup_packed(self, url: str) -> Iterable[Named]:
         """The packed variables of a file; none, and noted in ``unread``, when it cannot be read."""
         if url in self.unread:
             return ()

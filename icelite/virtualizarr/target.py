@@ -19,7 +19,7 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 
 from icelite import cf
 from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError
-from icelite.formats.packing import PACKING_DTYPES
+from icelite.formats.attributes import PACKING_DTYPES
 from icelite.store import IceliteStore
 from icelite.virtualizarr.arrays import chunk_shape, describe_codecs, is_virtual
 

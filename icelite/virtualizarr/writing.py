@@ -26,7 +26,7 @@ from icelite.store import IceliteStore
 from icelite.store.references import MISSING, CodedUrls
 from icelite.types import chunk_name
 from icelite.virtualizarr.copies import Copier, Copies
-from icelite.virtualizarr.plan import PlannedGroup, VirtualArray, plan_group
+from icelite.virtualizarr.preparation import PreparedGroup, VirtualArray, prepare_group
 from icelite.virtualizarr.sources import StampedSources, parsed_stamps
 from icelite.virtualizarr.target import Mode, Region, Request, find_group
 
@@ -88,7 +88,7 @@ def to_icelite(
     Packed values are decoded to the type of ``scale_factor`` and ``add_offset`` in their file, often `float32`. JSON
     has no such types and VirtualiZarr drops them, so they are read from the header of the first file that a variable
     refers to (HDF5, netCDF-3) and recorded in the array's attribute ``icelite_packing_dtypes``, which the engine
-    ``icelite`` applies and hides; see `icelite.formats.packing`. A file that may not be read gives a warning.
+    ``icelite`` applies and hides; see `icelite.formats.attributes`. A file that may not be read gives a warning.
 
     Parameters
     ----------
@@ -151,18 +151,18 @@ def to_icelite(
     parsed = parsed_stamps(dataset for _, dataset in datasets)
     sources = StampedSources(store.session.access, validate_containers, last_updated_at, parsed)
     sources.note(dataset for _, dataset in datasets)
-    plans = [plan_group(store, path, dataset, request, sources) for path, dataset in datasets]
-    copier = Copier(sources, plans, copy=on_unreferenceable == "copy")
+    prepared = [prepare_group(store, path, dataset, request, sources) for path, dataset in datasets]
+    copier = Copier(sources, prepared, copy=on_unreferenceable == "copy")
     copier.run()
-    for array in (array for plan in plans for array in plan.virtual()):
+    for array in (array for each in prepared for array in each.virtual()):
         sources.check_packing(array.path, array.references.urls)
     for url, problem in sources.unread.items():
         warnings.warn(f"packed values of {url!r} may be decoded to float64 instead of float32: {problem}", stacklevel=2)
     if mode == "w":
         sync(store.delete_dir(top))
-    for plan in plans:
-        _write_group(store, plan, copier.copies, sources)
-    summary = _summarise(plans, copier)
+    for each in prepared:
+        _write_group(store, each, copier.copies, sources)
+    summary = _summarise(prepared, copier)
     copier.copies.close()
     return summary
 
@@ -218,23 +218,23 @@ def _datasets(vds: xr.Dataset | xr.DataTree, group: str, inherited: bool) -> Ite
         yield f"{group}/{below}".strip("/"), dataset
 
 
-def _write_group(store: IceliteStore, plan: PlannedGroup, copies: Copies, sources: StampedSources) -> None:
+def _write_group(store: IceliteStore, prepared: PreparedGroup, copies: Copies, sources: StampedSources) -> None:
     """Create the group, let xarray write what it writes by itself, write the arrays."""
-    options: dict[str, Any] = {"group": plan.path or None, "zarr_format": 3, "consolidated": False}
-    zarr.open_group(store, path=plan.path, mode="a", zarr_format=3, use_consolidated=False)
-    if plan.lazy:
-        xr.Dataset(plan.lazy).to_zarr(store, mode="a", **options)
-    for name, variable in plan.existing.items():
-        xr.Dataset({name: variable}).to_zarr(store, **options, **plan.target.xarray_options(variable))
-    for array in plan.arrays:
+    options: dict[str, Any] = {"group": prepared.path or None, "zarr_format": 3, "consolidated": False}
+    zarr.open_group(store, path=prepared.path, mode="a", zarr_format=3, use_consolidated=False)
+    if prepared.lazy:
+        xr.Dataset(prepared.lazy).to_zarr(store, mode="a", **options)
+    for name, variable in prepared.existing.items():
+        xr.Dataset({name: variable}).to_zarr(store, **options, **prepared.target.xarray_options(variable))
+    for array in prepared.arrays:
         if isinstance(array, VirtualArray):
             _write_references(store, array, copies, sources)
         else:
             sync(_set_values(store, array.path, array.values.items()))
-    if plan.target.region is None:
+    if prepared.target.region is None:
         # last: xarray's to_zarr replaces the attributes of the group it writes to
-        group = zarr.open_group(store, path=plan.path, mode="r+", use_consolidated=False)
-        group.update_attributes(plan.attributes)
+        group = zarr.open_group(store, path=prepared.path, mode="r+", use_consolidated=False)
+        group.update_attributes(prepared.attributes)
 
 
 def _write_references(store: IceliteStore, array: VirtualArray, copies: Copies, sources: StampedSources) -> None:
@@ -288,10 +288,10 @@ async def _set_values(store: IceliteStore, path: str, values: Iterable[tuple[str
         await store.set(f"{path}/{name}", value)
 
 
-def _summarise(plans: Sequence[PlannedGroup], copier: Copier) -> WriteSummary:
-    virtual = [array.references for plan in plans for array in plan.virtual()]
-    loaded = [array.path for plan in plans for array in plan.arrays if not isinstance(array, VirtualArray)]
-    by_xarray = [f"{plan.path}/{name}".lstrip("/") for plan in plans for name in (*plan.lazy, *plan.existing)]
+def _summarise(prepared: Sequence[PreparedGroup], copier: Copier) -> WriteSummary:
+    virtual = [array.references for each in prepared for array in each.virtual()]
+    loaded = [array.path for each in prepared for array in each.arrays if not isinstance(array, VirtualArray)]
+    by_xarray = [f"{each.path}/{name}".lstrip("/") for each in prepared for name in (*each.lazy, *each.existing)]
     return WriteSummary(
         references=sum(int((references.codes != MISSING).sum()) for references in virtual),
         inlined=sum(len(references.inlined) for references in virtual),

@@ -1,4 +1,4 @@
-"""GRIB: fields and their places, what is referenced and what is copied, and how they become datasets."""
+"""GRIB: fields and their bytes, what is referenced and what is copied, and how they become datasets."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def grib1(grid: bytes) -> bytes:
 
 def test_messages_are_found_wherever_they_are(tmp_path: Path) -> None:
     path = write(tmp_path / "a.grib", b"heading", grib1(bytes(29)), b"\0\0", grib1(bytes(26)))
-    places = [place for place, _ in read_fields(SourceFile.locate(path))]
-    assert [place.offset for place in places] == [7, 81]
+    extents = [extent for extent, _ in read_fields(SourceFile.locate(path))]
+    assert [extent.offset for extent in extents] == [7, 81]
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StorageError, match="message at byte 81 is damaged or cut short") as error:
         open_virtual_tree(path)

@@ -22,7 +22,8 @@ fits = pytest.importorskip("astropy.io.fits")
 pytest.importorskip("virtualizarr")
 pytest.importorskip("virtual_tiff")
 
-from icelite.formats.manifests import HAS_INLINED, json_attributes  # noqa: E402
+from icelite.formats.attributes import json_attributes  # noqa: E402
+from icelite.formats.parsed import has_inlined  # noqa: E402
 
 VALUES = np.arange(50 * 40, dtype="f4").reshape(50, 40)
 UTM, WGS84, POINT = 32632, 4326, 2
@@ -207,7 +208,7 @@ def test_ground_control_points_are_kept(tmp_path: Path) -> None:
     assert "x" not in dataset.coords
 
 
-@pytest.mark.skipif(not HAS_INLINED, reason="VirtualiZarr holds chunks of its own from 2.8 (Python 3.12) on")
+@pytest.mark.skipif(not has_inlined(), reason="VirtualiZarr holds chunks of its own from 2.8 (Python 3.12) on")
 def test_only_the_short_strip_is_copied(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", VALUES, rowsperstrip=15, compression="zlib", predictor=3)
     dataset = open_virtual(tmp_path / "a.tif")

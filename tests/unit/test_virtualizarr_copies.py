@@ -255,11 +255,11 @@ class TestMaskedChunks:
 
 
 def planned(session: Session, vds: xr.Dataset) -> Any:
-    from icelite.virtualizarr.plan import plan_group
+    from icelite.virtualizarr.preparation import prepare_group
     from icelite.virtualizarr.sources import StampedSources
     from icelite.virtualizarr.target import Request
 
-    return plan_group(session.store, "", vds, Request(), StampedSources(session.access, True, None))
+    return prepare_group(session.store, "", vds, Request(), StampedSources(session.access, True, None))
 
 
 class TestDatasetsInOtherFiles:

@@ -1,4 +1,4 @@
-"""The types of packing attributes, which JSON does not keep: recorded in an array's attributes, restored by the engine.
+"""Attributes of variables as JSON holds them, and the types of packing attributes, which it does not keep.
 
 netCDF's ``scale_factor`` and ``add_offset`` have a type, and packed integers are decoded to it: `float32` in many
 archives. In Zarr's metadata they are JSON numbers, which every reader takes for `float64`. So that the values read
@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
+from xarray.backends.zarr import FillValueCoder
 
 PACKING_DTYPES = "icelite_packing_dtypes"
 FILL_TEXT = "icelite_fill_text"  # the _FillValue of text, which xarray cannot read from Zarr's metadata
@@ -64,14 +65,14 @@ def _may_be_single(value: float) -> bool:
         return float(np.float32(value)) == value
 
 
-def find_dtypes(name: str, packing: Packing, originals: Iterable[Named], *, renamed: bool) -> str | None:
+def find_dtypes(name: str, packing: Packing, packed: Iterable[Named], *, renamed: bool) -> str | None:
     """What `describe_dtypes` says of the variable in its file.
 
     Parameters
     ----------
     packing
         The attributes without their types.
-    originals
+    packed
         The packed variables of the file.
     renamed
         Whether the variable may have another name in the file; one with the same numbers is then taken for it.
@@ -81,16 +82,14 @@ def find_dtypes(name: str, packing: Packing, originals: Iterable[Named], *, rena
     str or None
         None when there is no such variable, or several that differ.
     """
-    alike = [(original, found) for original, found in originals if _plain(found) == packing]
-    namesakes = [found for original, found in alike if original == name]
+    alike = [
+        (other, found) for other, found in packed if {key: value.item() for key, value in found.items()} == packing
+    ]
+    namesakes = [found for other, found in alike if other == name]
     if not namesakes and renamed:
         namesakes = [found for _, found in alike]
     described = {describe_dtypes(found) for found in namesakes}
     return described.pop() if len(described) == 1 else None
-
-
-def _plain(packing: Packing) -> Packing:
-    return {key: value.item() for key, value in packing.items()}
 
 
 def restore_dtypes(variable: xr.Variable, name: str) -> xr.Variable:
@@ -149,3 +148,55 @@ def _typed(recorded: object, attributes: Packing) -> dict[str, np.number[Any]] |
             return None
         typed[key] = scalar
     return typed
+
+
+def packing_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """``scale_factor`` and ``add_offset`` with their types, which JSON does not keep."""
+    found = {key: np.ravel(attributes[key]) for key in PACKING_KEYS if key in attributes}
+    return {key: value[0] for key, value in found.items() if value.size == 1 and value.dtype.kind in "iuf"}
+
+
+# -- attributes as JSON holds them -------------------------------------------------------------------------------------
+
+
+def json_attributes(attributes: Mapping[str, Any], dtype: np.dtype[Any] | None = None) -> dict[str, Any]:
+    """Attributes as a Zarr array has them; ``_FillValue`` in the form that xarray reads there, if it can be one.
+
+    Parameters
+    ----------
+    dtype
+        Type of the variable.
+    """
+    plain = {name: _plain(value) for name, value in attributes.items()}
+    if dtype is not None and "_FillValue" in attributes:
+        fill = plain.pop("_FillValue")
+        if is_fill_value(attributes["_FillValue"], dtype):
+            plain["_FillValue"] = FillValueCoder.encode(dtype.type(np.ravel(fill)[0]), dtype)
+        elif dtype.kind == "S" and isinstance(attributes["_FillValue"], str | bytes):
+            plain[FILL_TEXT] = fill_text(attributes["_FillValue"])
+    return plain
+
+
+def is_fill_value(fill: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether xarray can mask this value in a Zarr array: none in text, and no integer is NaN."""
+    fill = np.ravel(fill)
+    if dtype.kind not in "iufc" or fill.size != 1 or fill.dtype.kind not in "iufc":
+        return False
+    if dtype.kind in "fc":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(np.isfinite(fill[0])) and limits.min <= fill[0] <= limits.max and int(fill[0]) == fill[0]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return as_text(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def as_text(value: bytes) -> str:
+    """Text as it was most likely encoded."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -1,4 +1,4 @@
-"""Dimensions of the datasets of an HDF5 file, as netCDF4 has them: `Survey`.
+"""The groups and datasets of an open HDF5 file with their attributes, and their dimensions as netCDF4 has them.
 
 A dimension is a dimension scale; other axes get one by their length, called ``phony_dim_N``, among those of their
 group. Groups are numbered from the innermost outwards, behind all scales of the file. An unlimited dimension is as long
@@ -7,17 +7,22 @@ as the longest variable that has it, whichever group that is in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
-from h5py import h5a, h5ds, h5o, h5r
+from h5py import h5a, h5ds, h5o, h5r, h5s, h5t
 
-from icelite.formats.manifests import as_text
+from icelite.formats.attributes import as_text
 
 _NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
+# What HDF5 and netCDF4 keep for themselves.
+_HIDDEN = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "DIMENSION_LABELS"}
+_HIDDEN |= {"_Netcdf4Dimid", "_Netcdf4Coordinates", "_nc3_strict", "_NCProperties"}
+_NUMBERS = (h5t.INTEGER, h5t.FLOAT, h5t.BITFIELD, h5t.ENUM)
 PREFIX = "_nc4_non_coord_"  # netCDF4 marks so a variable that has a dimension's name and is not its coordinate
 
 Key: TypeAlias = tuple[int, int]  # of a dimension: file and address of its scale, or -1 and the number of a phony one
@@ -212,3 +217,83 @@ def is_dimension_only(dataset: h5py.Dataset) -> bool:
     if not h5ds.is_scale(dataset.id) or not h5a.exists(dataset.id, b"NAME"):
         return False
     return as_text(h5ds.get_scale_name(dataset.id)).encode().startswith(_NO_VARIABLE)
+
+
+# -- attributes --------------------------------------------------------------------------------------------------------
+
+
+class Attributes:
+    """The attributes of one object.
+
+    Attributes
+    ----------
+    values
+        NumPy scalars, arrays, text and lists of text, by name.
+    dropped
+        Why others are left out, by name.
+    hidden
+        Those that HDF5 and netCDF4 keep for themselves, not read yet, by name.
+    """
+
+    def __init__(self, node: h5py.Dataset | h5py.Group) -> None:
+        self.values: dict[str, Any] = {}
+        self.dropped: dict[str, str] = {}
+        self.hidden: dict[str, Any] = {}
+        order = h5py.h5.INDEX_CRT_ORDER if _is_ordered(node) else h5py.h5.INDEX_NAME
+        for index in range(h5a.get_num_attrs(node.id)):
+            attribute = h5a.open(node.id, index=index, index_type=order)
+            name = as_text(attribute.name)
+            if name in _HIDDEN:
+                self.hidden[name] = attribute
+                continue
+            try:
+                self.values[name] = read_attribute(attribute)
+            except (TypeError, ValueError, OSError, RuntimeError) as error:
+                self.dropped[name] = str(error).partition("\n")[0]
+
+
+def _is_ordered(node: h5py.Dataset | h5py.Group) -> bool:
+    return bool(node.id.get_create_plist().get_attr_creation_order() & h5py.h5p.CRT_ORDER_TRACKED)
+
+
+def read_attribute(attribute: Any) -> Any:
+    """The value of an attribute; a single one is no array.
+
+    Raises
+    ------
+    TypeError
+        JSON has no form for it.
+    """
+    kind, space = attribute.get_type(), attribute.get_space()
+    number = kind.get_class()
+    if space.get_simple_extent_type() == h5s.NULL:
+        return ""
+    if number == h5t.STRING:
+        return _read_text(attribute, kind, space)
+    if number == h5t.VLEN:
+        return _read_lists(attribute, kind, space)
+    base = kind.get_super() if number == h5t.ARRAY else kind
+    if base.get_class() not in _NUMBERS:
+        raise TypeError(f"it is of the HDF5 class {base.get_class()} (a record, a reference or the like)")
+    dtype = base.dtype
+    values = np.empty(space.get_simple_extent_dims(), kind.dtype)
+    attribute.read(values)
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        values = values.astype("f8")
+    return values.ravel()[0] if values.size == 1 else values
+
+
+def _read_text(attribute: Any, kind: Any, space: Any) -> Any:
+    values = np.empty(space.get_simple_extent_dims(), attribute.dtype)
+    attribute.read(values)
+    texts = [as_text(value) if isinstance(value, bytes) else str(value or "") for value in values.ravel().tolist()]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _read_lists(attribute: Any, kind: Any, space: Any) -> Any:
+    base = kind.get_super()
+    if base.get_class() not in _NUMBERS or math.prod(space.get_simple_extent_dims()) != 1:
+        raise TypeError("it is a list of lists, or of records or references")
+    values = np.empty(space.get_simple_extent_dims(), attribute.dtype)
+    attribute.read(values)
+    return np.asarray(values.ravel()[0])

@@ -1,9 +1,9 @@
 """All that `to_icelite` will write, worked out and checked before the first write.
 
-A plan holds everything as it will be stored, but the values of dask arrays and of variables that are written into
-arrays that exist, which xarray writes by itself. Those are first written into an empty copy of the array in memory, on
-trial: what cannot be encoded raises there, and what would be read back as other values (times that the stored units
-cannot express, integers that overflow) is refused, while xarray would store it.
+A prepared group holds everything as it will be stored, but the values of dask arrays and of variables that are written
+into arrays that exist, which xarray writes by itself. Those are first written into an empty copy of the array in
+memory, on trial: what cannot be encoded raises there, and what would be read back as other values (times that the
+stored units cannot express, integers that overflow) is refused, while xarray would store it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from zarr.storage import MemoryStore
 
 from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.formats.packing import PACKING_DTYPES, restore_dtypes
+from icelite.formats.attributes import PACKING_DTYPES, restore_dtypes
 from icelite.keys import check_path
 from icelite.store import IceliteStore
 from icelite.virtualizarr.arrays import (
     References,
     check_references,
     encode_attributes,
+    fetch_through,
     is_virtual,
     read_references,
+    read_times,
     stored_metadata,
 )
 from icelite.virtualizarr.sources import StampedSources
 from icelite.virtualizarr.target import GroupTarget, Request, StoredGroup, find_stored, find_target
-from icelite.virtualizarr.values import fetch_through, read_times
 
 # What xarray raises for what it cannot store.
 _UNENCODABLE = (TypeError, ValueError, KeyError, NotImplementedError, OverflowError)
@@ -81,7 +82,7 @@ class LoadedArray:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedGroup:
+class PreparedGroup:
     """One dataset: its arrays, and the loadable variables that xarray writes: dask arrays, and into arrays that exist.
 
     Attributes
@@ -105,9 +106,9 @@ class PlannedGroup:
         return [array for array in self.arrays if isinstance(array, VirtualArray)]
 
 
-def plan_group(
+def prepare_group(
     store: IceliteStore, path: str, dataset: xr.Dataset, request: Request, sources: StampedSources
-) -> PlannedGroup:
+) -> PreparedGroup:
     """Check one dataset against its sources and what the session holds, and say what to write.
 
     Raises
@@ -123,24 +124,26 @@ def plan_group(
     dataset = dataset.drop_vars(target.unchanged)
     virtual: dict[Hashable, VirtualArray] = {}
     loadable: dict[Hashable, xr.Variable] = {}
-    plan = PlannedGroup(path, _group_attributes(path, dataset, stored), target, frozenset(map(str, dataset.variables)))
+    prepared = PreparedGroup(
+        path, _group_attributes(path, dataset, stored), target, frozenset(map(str, dataset.variables))
+    )
     for name, variable in dataset.variables.items():
         present = stored.arrays.get(str(name))
         if present is not None and target.append_dim is not None and target.append_dim not in variable.dims:
             continue
         if is_virtual(variable):
-            virtual[name] = _plan_virtual(_join(path, name), variable, present, target, sources)
+            virtual[name] = _prepare_virtual(_join(path, name), variable, present, target, sources)
         elif present is None:
             loadable[name] = _without_storage_encoding(variable)
         else:
-            plan.existing[name] = variable
+            prepared.existing[name] = variable
     urls = {url: None for array in virtual.values() for url in array.references.first_url()}
     loadable = {name: _with_dtypes(name, variable, urls, sources) for name, variable in loadable.items()}
-    arrays: dict[Hashable, VirtualArray | LoadedArray] = {**virtual, **_plan_loadable(path, loadable)}
-    plan.lazy.update({name: variable for name, variable in loadable.items() if variable.chunks is not None})
-    plan.arrays.extend(arrays[name] for name in dataset.variables if name in arrays and name not in plan.lazy)
-    _try_encoding(path, plan.existing, stored.arrays, target)
-    return plan
+    arrays: dict[Hashable, VirtualArray | LoadedArray] = {**virtual, **_prepare_loadable(path, loadable)}
+    prepared.lazy.update({name: variable for name, variable in loadable.items() if variable.chunks is not None})
+    prepared.arrays.extend(arrays[name] for name in dataset.variables if name in arrays and name not in prepared.lazy)
+    _try_encoding(path, prepared.existing, stored.arrays, target)
+    return prepared
 
 
 def _with_stored_times(
@@ -204,7 +207,7 @@ def _join(path: str, name: Hashable) -> str:
     return f"{path}/{name}".lstrip("/")
 
 
-def _plan_virtual(
+def _prepare_virtual(
     path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, target: GroupTarget, sources: StampedSources
 ) -> VirtualArray:
     metadata = stored_metadata(path, variable)
@@ -230,7 +233,7 @@ def _with_dtypes(name: Hashable, variable: xr.Variable, urls: Iterable[str], sou
     return variable
 
 
-def _plan_loadable(path: str, variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, LoadedArray]:
+def _prepare_loadable(path: str, variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, LoadedArray]:
     """The arrays of loadable variables, by variable; those of dask arrays only to know that they can be stored."""
     try:
         encoded = _encode(variables)
