@@ -297,6 +297,33 @@ def s3_refreshable_credentials(
     return S3Credentials.Refreshable(get_credentials, current, options or S3Options())
 
 
+def ask_caller(function: Callable[[], Any], name: str, taker: str, kind: type) -> Any:
+    """The answer of a function that the caller gave for credentials.
+
+    Parameters
+    ----------
+    name, taker
+        The parameter that it came by, and of what.
+    kind
+        The type that it must return.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-credentials`` when it raises, or returns something else; what it said is not repeated, since it may
+        hold a secret.
+    """
+    failure = None
+    try:
+        answer: object = function()
+    except Exception as error:  # noqa: BLE001  # the caller's function
+        answer, failure = None, type(error).__name__
+    if isinstance(answer, kind):
+        return answer
+    outcome = f"raised {failure}" if failure else f"returned a {type(answer).__name__}, not {kind.__name__}"
+    raise _invalid_credentials(f"the {name} function of {taker} {outcome}: call it by itself to see why")
+
+
 def _invalid_credentials(message: str) -> InvalidInputError:
     """The error for credentials that cannot be used; the message must not repeat them."""
     return InvalidInputError(message, ErrorKind.INVALID_CREDENTIALS)
@@ -357,7 +384,7 @@ class WebAccess:
         assert self.get_headers is not None
         with _renewing:
             if not self._renewed or self._renewed[-1] == refused:
-                self._renewed[:] = [dict(_ask_for_headers(self.get_headers))]
+                self._renewed[:] = [dict(_checked(ask_caller(self.get_headers, "get_headers", "http_access", Mapping)))]
             return self._renewed[-1]
 
     def __repr__(self) -> str:
@@ -366,18 +393,6 @@ class WebAccess:
 
 
 _renewing = threading.RLock()
-
-
-def _ask_for_headers(get_headers: Callable[[], Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
-    failure = None
-    try:
-        headers: object = get_headers()
-    except Exception as error:  # noqa: BLE001  # the caller's function; its message may hold a secret
-        headers, failure = None, type(error).__name__
-    if not isinstance(headers, Mapping):
-        outcome = f"raised {failure}" if failure else f"returned a {type(headers).__name__}, not a mapping"
-        raise _invalid_credentials(f"the get_headers function of http_access {outcome}: call it by itself to see why")
-    return _checked(headers)
 
 
 #: Authorises the files under an ``https://`` prefix, with no credentials.

@@ -32,7 +32,7 @@ from icelite.errors import ErrorKind, InvalidInputError, StorageError, shown
 EXTENSION = ".icelite"
 DEFAULT_NAME = "catalog" + EXTENSION
 WHOLE_BYTES = 32 << 20  # catalogs up to this size are fetched in one request
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -111,7 +111,7 @@ def check_bucket(bucket: str) -> None:
             " icelite.StorageConfig.s3_from_config",
             ErrorKind.STORAGE_CONFIG,
         )
-    if not _BUCKET.fullmatch(bucket):
+    if not BUCKET.fullmatch(bucket):
         raise InvalidInputError(f"{bucket!r} is not the name of a bucket", ErrorKind.STORAGE_CONFIG)
 
 

@@ -28,6 +28,7 @@ from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual import refusal, remote
 from icelite.virtual.local import LocalSource, is_catalog
 from icelite.virtual.source import Source, Target, fetch_error
+from icelite.virtual.stamps import stamp_of_file
 from icelite.virtual.urls import (
     bad_reference,
     check_remote,
@@ -297,7 +298,7 @@ class VirtualAccess:
             raise fetch_error(None, url, f"cannot be looked at: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
             raise bad_reference(url, "is a directory, a pipe or a device, not a regular file")
-        return SourceStamp(size=status.st_size, modified_at=status.st_mtime_ns)
+        return stamp_of_file(status)
 
     # ---- reading them
 

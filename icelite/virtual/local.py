@@ -17,7 +17,7 @@ from collections import OrderedDict
 from icelite.errors import StorageError
 from icelite.types import Location, SourceStamp
 from icelite.virtual.source import fetch_error, modified_error, range_error
-from icelite.virtual.stamps import is_newer
+from icelite.virtual.stamps import is_newer, stamp_of_file
 
 MAX_DESCRIPTORS = 128
 _BLOCKING_BYTES = 1 << 20  # above, a read would hold an event loop for long: it goes to a thread
@@ -144,7 +144,7 @@ class LocalSource:
             return None
         except OSError as error:
             raise self._translate(error, chunk) from error
-        return SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
+        return stamp_of_file(found)
 
     def _is_current(self, found: os.stat_result) -> bool:
         if self._size is not None:
@@ -159,8 +159,7 @@ class LocalSource:
         descriptor = self._open(chunk)
         found = os.fstat(descriptor.number)
         if not self._is_current(found):
-            stamp = SourceStamp(size=found.st_size, modified_at=found.st_mtime_ns)
-            raise modified_error(chunk, self._url, self._location, stamp)
+            raise modified_error(chunk, self._url, self._location, stamp_of_file(found))
         return descriptor, found
 
     def _open(self, chunk: str | None) -> Descriptor:

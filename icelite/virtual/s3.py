@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from icelite.credentials import AnyS3Credential, S3Credentials, S3Options, S3StaticCredentials
-from icelite.errors import ErrorKind, InvalidInputError
+from icelite.credentials import AnyS3Credential, S3Credentials, S3Options, S3StaticCredentials, ask_caller
 from icelite.retry import ATTEMPTS, Patience
 from icelite.types import SourceStamp
-from icelite.virtual.source import AnswerError, fetch_error, run
+from icelite.virtual.source import AnswerError, fetch_error, parse_content_range, run
 from icelite.virtual.stamps import SECOND
 
 _MAX_CLIENTS = 32
@@ -75,7 +74,9 @@ class S3Client:
         if isinstance(credentials, S3Credentials.Refreshable):
             keys, self._first = self._first, None
             if keys is None or (keys.expires_after is not None and datetime.now(UTC) >= keys.expires_after - _EARLY):
-                keys = _ask(credentials)
+                keys = ask_caller(
+                    credentials.get_credentials, "get_credentials", "s3_refreshable_credentials", S3StaticCredentials
+                )
             self._expires_at = keys.expires_after
             return keys
         return None
@@ -107,21 +108,6 @@ class S3Client:
             config_kwargs=config,
             skip_instance_cache=True,
         )
-
-
-def _ask(credentials: S3Credentials.Refreshable) -> S3StaticCredentials:
-    failure = None
-    try:
-        keys: object = credentials.get_credentials()
-    except Exception as error:  # noqa: BLE001  # the caller's function; its message may hold a secret
-        keys, failure = None, type(error).__name__
-    if not isinstance(keys, S3StaticCredentials):
-        outcome = f"raised {failure}" if failure else f"returned a {type(keys).__name__}, not S3StaticCredentials"
-        raise InvalidInputError(
-            f"the get_credentials function of s3_refreshable_credentials {outcome}: call it by itself to see why",
-            ErrorKind.INVALID_CREDENTIALS,
-        )
-    return keys
 
 
 class _Clients:
@@ -318,17 +304,17 @@ def _code(error: BaseException) -> str:
 
 def _span(response: Any) -> tuple[int, int]:
     """The half-open range that a response carries."""
-    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/\d{1,19}", response.get("ContentRange") or "")
-    if match is None:  # the server ignored the range, or had no need of one
+    found = parse_content_range(response.get("ContentRange"))
+    if found is None:  # the server ignored the range, or had no need of one
         return 0, int(response.get("ContentLength") or 0)
-    return int(match[1]), int(match[2]) + 1
+    return found.start, found.stop
 
 
 def _stamp(response: Any) -> SourceStamp:
-    match = re.fullmatch(r"bytes \d+-\d+/(\d{1,19})", response.get("ContentRange") or "")
+    found = parse_content_range(response.get("ContentRange"))
     modified: datetime | None = response.get("LastModified")
     return SourceStamp(
-        size=int(match[1]) if match else response.get("ContentLength"),
+        size=response.get("ContentLength") if found is None else found.size,
         etag=(response.get("ETag") or "").strip('"') or None,
         modified_at=None if modified is None else int(modified.timestamp()) * SECOND,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from icelite.errors import ErrorKind, InternalError, StorageError
 from icelite.types import SourceStamp
@@ -26,6 +27,22 @@ class AnswerError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.status = status
+
+
+class ContentRange(NamedTuple):
+    """The half-open range of bytes that a response carries, and the size of the whole, None where it is not told."""
+
+    start: int
+    stop: int
+    size: int | None
+
+
+def parse_content_range(header: str | None) -> ContentRange | None:
+    """The value of a ``Content-Range`` header (RFC 9110, section 14.4); None where there is none of bytes."""
+    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", header or "")
+    if match is None:
+        return None
+    return ContentRange(int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3]))
 
 
 class Target(Protocol):

@@ -5,6 +5,8 @@ A stamp may lack any of the three. What is not recorded says nothing; what was r
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from icelite.types import Location, SourceStamp
@@ -14,6 +16,11 @@ TIME_TOLERANCE = 1_000  # nanoseconds: Icechunk's checksums and Python's datetim
 
 
 Stamped = Location | SourceStamp
+
+
+def stamp_of_file(status: os.stat_result) -> SourceStamp:
+    """The look of a local file, by its status."""
+    return SourceStamp(size=status.st_size, modified_at=status.st_mtime_ns)
 
 
 def is_newer(found: int, recorded: Stamped, *, resolution: int) -> bool:

@@ -13,12 +13,12 @@ from urllib.parse import unquote
 
 from icelite.budget import MAX_LOCATION_CHARACTERS
 from icelite.errors import ErrorKind, InvalidInputError, has_secret, shown
+from icelite.storage import BUCKET
 
 BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "memory")  # schemes whose URLs are a bucket and a key
 WEB = ("https", "http")
 SCHEMES = ("file", "vcc", *BUCKETS, *WEB)
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # no ARN: that would name a region and an account
 _SLASH_MISSING = re.compile(rf"(?P<scheme>(?:{'|'.join(SCHEMES)})(?=:|//)|[a-z][a-z0-9+.-]+(?=:/)):?", re.IGNORECASE)
 _DOTS = {".", ".."}
 _KNOWN = ", ".join(f"{scheme}://" for scheme in ("file", "s3", "https", "http", "gs", "az", "abfs"))
@@ -131,7 +131,7 @@ def bucket_and_key(url: str) -> tuple[str, str]:
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     check_segments(url, key, local=False)
-    if not _BUCKET.fullmatch(bucket) or not key:
+    if not BUCKET.fullmatch(bucket) or not key:
         raise bad_reference(url, f"is not the URL of an object, such as '{scheme}://bucket/august.nc'")
     return bucket, key
 

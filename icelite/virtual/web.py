@@ -11,7 +11,6 @@ import asyncio
 import base64
 import netrc
 import os
-import re
 import tempfile
 import time
 import weakref
@@ -28,7 +27,7 @@ from icelite.credentials import HttpAccess, WebAccess
 from icelite.retry import ATTEMPTS, Patience
 from icelite.types import SourceStamp
 from icelite.virtual.local import Descriptor
-from icelite.virtual.source import AnswerError
+from icelite.virtual.source import AnswerError, parse_content_range
 from icelite.virtual.stamps import SECOND, is_changed
 
 MAX_REDIRECTS = 10  # a login takes four
@@ -455,8 +454,8 @@ def version_of(response: Any) -> str | None:
 
 def stamp_of(response: Any) -> SourceStamp:
     """What the headers of a response say about the whole file."""
-    match = re.fullmatch(r"bytes \d+-\d+/(\d{1,19})", response.headers.get("Content-Range") or "")
-    size = int(match[1]) if match else response.content_length if response.status == 200 else None
+    span = parse_content_range(response.headers.get("Content-Range"))
+    size = span.size if span is not None else response.content_length if response.status == 200 else None
     try:
         modified = int(parsedate_to_datetime(response.headers["Last-Modified"]).timestamp()) * SECOND
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -465,10 +464,10 @@ def stamp_of(response: Any) -> SourceStamp:
 
 
 def _fits(response: Any, start: int, stop: int) -> bool:
-    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", response.headers.get("Content-Range") or "")
-    if match is None or int(match[1]) != start:
+    found = parse_content_range(response.headers.get("Content-Range"))
+    if found is None or found.start != start:
         return False
-    return int(match[2]) + 1 == stop or (match[3] != "*" and int(match[2]) + 1 == int(match[3]) < stop)
+    return found.stop == stop or (found.size is not None and found.stop == found.size < stop)
 
 
 def _refusal(status: int) -> str:

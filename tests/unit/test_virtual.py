@@ -524,7 +524,6 @@ def test_the_descriptor_that_was_used_longest_ago_goes_first(tmp_path: Path) -> 
     assert [name for name in "abcde" if cache.find(name) is None] == ["b"]
 
 
-
 def test_many_threads_read_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "descriptors", DescriptorCache(limit=3))
     for number in range(8):
