@@ -1,4 +1,4 @@
-"""What a caller shows to be let in: credentials, how to reach the service (`S3Options`), words for what needs none.
+"""The means by which a caller is let in: credentials, the way to a service (`S3Options`), words for what needs none.
 
 Invariants: no secret, key id or token is in any `repr`, `str` or error; nothing here is ever stored in a catalog
 (pickling does carry secrets, as it must to reach a worker). The classes and functions have Icechunk's names; the
@@ -23,7 +23,7 @@ _HIDDEN = "***"
 
 @dataclass(frozen=True, slots=True)
 class S3Options:
-    """How to reach an S3-compatible service; never who is asking.
+    """The way to an S3-compatible service; never who is asking.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Where a repository's catalog is (`StorageConfig`), and where virtual chunks come from (`ObjectStoreConfig`).
+"""The location of a repository's catalog (`StorageConfig`), and of the files of virtual chunks (`ObjectStoreConfig`).
 
 These are values: making one touches no file and no network. A path is made absolute and its symbolic links are
 resolved here, once, because relative references are relative to the directory of the real catalog file.
@@ -57,7 +57,7 @@ class S3Address:
 
     @property
     def url(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"s3://{self.bucket}/{self.key}"
 
     @property
@@ -162,7 +162,7 @@ def check_web_url(url: str, allow_http: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
-    """Where one repository's catalog is. Made by its class methods.
+    """The location of one repository's catalog. Made by its class methods.
 
     Attributes
     ----------

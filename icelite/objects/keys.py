@@ -78,12 +78,12 @@ def pack(chunks: Iterable[tuple[_K, bytes]], target: int) -> Iterator[list[tuple
 
 
 def virtual_location(location: Location, root: str) -> Location:
-    """Where the bytes of an object under ``root`` are, as a virtual location; raises as `check_key`."""
+    """The location of an object's bytes under ``root``, as a virtual one; raises as `check_key`."""
     return replace(location, kind=ChunkType.virtual, path=root + check_key(location.path), container=None)
 
 
 def trailer(data: bytes) -> bytes:
-    """What follows a chunk in its object: the CRC-32C of its bytes, little-endian."""
+    """The end of a chunk in its object: the CRC-32C of its bytes, little-endian."""
     return int(google_crc32c.value(data)).to_bytes(TRAILER_BYTES, "little")
 
 

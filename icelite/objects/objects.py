@@ -59,7 +59,7 @@ class Objects:
         return f"<{type(self).__name__} {self.url!r}>"
 
     def location(self, location: Location, chunk: str) -> Location:
-        """Where the bytes of an object are, as a virtual location, which `icelite.virtual` opens.
+        """The location of an object's bytes, as a virtual one, which `icelite.virtual` opens.
 
         Raises
         ------

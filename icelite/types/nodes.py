@@ -14,7 +14,7 @@ SHOWN = 10  # chunks of one array that a printed Diff lists
 
 
 class NodeChange(IntEnum):
-    """What a snapshot did to a node, its chunks apart; the numbers of ``change.node_change``."""
+    """The ways a snapshot can change a node, its chunks apart; the numbers of ``change.node_change``."""
 
     none = 0
     created = 1
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Diff:
-    """What changed between two states; paths start with ``/``."""
+    """The changes between two states; paths start with ``/``."""
 
     new_groups: set[str] = field(default_factory=set)
     new_arrays: set[str] = field(default_factory=set)
@@ -86,7 +86,7 @@ def _printable(path: str) -> str:
 
 
 class ChunkType(IntEnum):
-    """Where a chunk's bytes are; numbers as in Icechunk and in ``location.kind``."""
+    """The kinds of location of a chunk's bytes; numbers as in Icechunk and in ``location.kind``."""
 
     uninitialized = 0
     native = 1
@@ -126,7 +126,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class SourceStamp:
-    """What a source file looked like when it was referenced; see `Location` for the units."""
+    """The look of a source file when it was referenced; see `Location` for the units."""
 
     size: int | None = None
     etag: str | None = None
@@ -134,7 +134,7 @@ class SourceStamp:
 
 
 class Chunk(NamedTuple):
-    """Where one chunk's bytes are, ``length`` of them from ``offset`` of a location; or the bytes themselves.
+    """The location of one chunk's bytes, ``length`` of them from ``offset`` of a location; or the bytes themselves.
 
     Attributes
     ----------

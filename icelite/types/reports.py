@@ -1,4 +1,4 @@
-"""What questions to a repository and its maintenance give back: reports, and tables with a row for each thing.
+"""Reports of maintenance, and tables that answer questions to a repository.
 
 A table has columns of one length, and can be iterated by row, printed, and given to pandas. Printing shows the first
 rows only, with every text from a catalog made printable.
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # called with (steps done, steps in all) 
 
 @dataclass(frozen=True, slots=True)
 class GCSummary:
-    """What `Repository.garbage_collect` removed, or with ``dry_run`` would remove.
+    """The work of `Repository.garbage_collect`: what it removed, or with ``dry_run`` would remove.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class Compaction:
 
 @dataclass(frozen=True, slots=True)
 class Repacking:
-    """What `Repository.repack` did.
+    """The work of `Repository.repack`.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class Problem:
 
 
 class Problems(list[Problem]):
-    """What `Repository.verify` found wrong: an empty list when all is well, with what it looked at.
+    """The findings of `Repository.verify`: an empty list when all is well, with what it looked at.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ class Problems(list[Problem]):
 
 @dataclass(frozen=True, slots=True)
 class Relocation:
-    """What `Repository.relocate` rewrote, or with ``dry_run`` would rewrite.
+    """The work of `Repository.relocate`: what it rewrote, or with ``dry_run`` would rewrite.
 
     Attributes
     ----------
@@ -197,7 +197,7 @@ class Relocation:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What `Repository.bundle` wrote.
+    """The catalog that `Repository.bundle` wrote.
 
     Attributes
     ----------
@@ -220,7 +220,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class ZarrExport:
-    """What `Repository.export_zarr` wrote.
+    """The store that `Repository.export_zarr` wrote.
 
     Attributes
     ----------
@@ -358,7 +358,7 @@ class Sources(Sequence[SourceInfo]):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ChunkRefs:
-    """Where the chunks of one array are, as aligned columns in C order of the grid.
+    """The locations of the chunks of one array, as aligned columns in C order of the grid.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ class SpecVersion(IntEnum):
 
 
 class RepoAvailability(StrEnum):
-    """Whether a repository may be changed."""
+    """The two answers to whether a repository may be changed."""
 
     online = "online"
     read_only = "read_only"
@@ -41,7 +41,7 @@ class RepoAvailability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RepoStatus:
-    """Whether a repository may be changed, since when, and why not.
+    """The status of a repository: whether it may be changed, since when, and why not.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class FeatureFlag:
 
 
 class SessionMode(StrEnum):
-    """What a session may do."""
+    """The kinds of session, by what they may do."""
 
     readonly = "readonly"
     writable = "writable"

@@ -14,7 +14,7 @@ from icelite.types.repository import RepoStatus
 
 
 class UpdateType:
-    """What kind of thing was done: ``isinstance(update.kind, UpdateType.NewCommit)``."""
+    """The kind of thing that was done: ``isinstance(update.kind, UpdateType.NewCommit)``."""
 
     RepoInitialized: ClassVar[type[RepoInitialized]]
     ConfigChanged: ClassVar[type[ConfigChanged]]
@@ -133,7 +133,7 @@ class NewDetachedSnapshot(UpdateType):
 
 @dataclass(frozen=True)
 class GCRan(UpdateType):
-    """What no snapshot sees was removed."""
+    """Rows and bytes that no snapshot sees were removed."""
 
 
 @dataclass(frozen=True)

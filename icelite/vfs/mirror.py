@@ -1,4 +1,4 @@
-"""What this process knows of one remote catalog: its newest version seen, on disk when it was fetched whole.
+"""The mirror of one remote catalog in this process: its newest version seen, on disk when it was fetched whole.
 
 Invariants
 ----------

@@ -101,7 +101,7 @@ class S3Catalog:
 
     @property
     def options(self) -> S3Options:
-        """How the service is reached."""
+        """The way to the service."""
         return self._object.client.options
 
     def _ask(
@@ -207,7 +207,7 @@ class S3Catalog:
             file.write(self.read_range(start, min(start + PART, size), version))
 
     def endpoint(self) -> str:
-        """Where requests go, by whatever says so: the caller, the environment, or the configuration of the region.
+        """The URL that requests go to, whether the caller, the environment or the configuration of the region says so.
 
         Raises
         ------

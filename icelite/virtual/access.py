@@ -1,4 +1,4 @@
-"""Who may read what: the gates between a catalog's references and anybody's bytes.
+"""Read access: the gates between a catalog's references and anybody's bytes.
 
 A catalog may come from a stranger, so a reference by itself opens nothing. It is read when
 (1) it is relative, and stays under the catalog's directory after symbolic links are resolved, or under the prefix of
@@ -244,7 +244,7 @@ class VirtualAccess:
         return existing_path(os.path.join(self._directory, relative_path(path)))
 
     def stamp(self, url: str) -> SourceStamp:
-        """What a source looks like now: `stamps` of one.
+        """The look of one source now: `stamps` of one.
 
         Raises
         ------
@@ -254,7 +254,7 @@ class VirtualAccess:
         return self.stamps([url])[url]
 
     def stamps(self, urls: Iterable[str]) -> dict[str, SourceStamp]:
-        """What sources look like now, by URL; empty stamps for those not there, or remote and not authorised.
+        """The looks of sources now, by URL; empty stamps for those not there, or remote and not authorised.
 
         Raises
         ------
@@ -455,7 +455,7 @@ class VirtualAccess:
         return url.startswith("file://") or "://" not in url
 
     def required(self, locations: Iterable[Location]) -> dict[str, str]:
-        """What to pass as ``authorize_virtual_chunk_access`` to read all of these: prefix to Python expression.
+        """The ``authorize_virtual_chunk_access`` that reads all of these: prefix to Python expression.
 
         Relative locations need nothing and are left out.
         """

@@ -159,7 +159,7 @@ class RemoteSource:
 
 
 def stamps_of(targets: Sequence[Target]) -> list[SourceStamp]:
-    """What the targets look like now, several asked at once; empty stamps for those that do not exist; blocks.
+    """The looks of the targets now, several asked at once; empty stamps for those that do not exist; blocks.
 
     Raises
     ------
@@ -222,7 +222,7 @@ class FileReader:
         self._begin()
 
     def stamp(self) -> SourceStamp:
-        """What the file looked like at the first look.
+        """The look of the file when it was first read.
 
         Raises
         ------

@@ -145,7 +145,7 @@ def client_for(credentials: AnyS3Credential, options: S3Options) -> S3Client:
 
 
 class S3Settings(NamedTuple):
-    """Where requests go and how they are signed; ``keys`` are id, secret and token, or None for unsigned requests."""
+    """The endpoint of requests and the keys that sign them: id, secret and token, or None for unsigned requests."""
 
     endpoint: str
     region: str
@@ -183,7 +183,7 @@ class S3Object:
         return not self.client.is_stale()
 
     def settings(self) -> S3Settings:
-        """What s3fs has worked out from credentials, options and environment; blocks.
+        """The settings that s3fs has worked out from credentials, options and environment; blocks.
 
         Raises
         ------
@@ -267,7 +267,7 @@ class S3Object:
         return SourceStamp()
 
     def problem(self, error: BaseException) -> str:
-        """What went wrong and what to do, without anything a library or server wrote but a short code."""
+        """The problem and its remedy in words, without anything a library or server wrote but a short code."""
         name = type(error).__name__
         given = "the credentials of the catalog's StorageConfig"
         if self.prefix is not None:
@@ -321,7 +321,7 @@ def _stamp(response: Any) -> SourceStamp:
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """What s3fs and the libraries under it raise when a request fails."""
+    """The exceptions of s3fs and the libraries under it when a request fails."""
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 

@@ -1,4 +1,4 @@
-"""What every kind of source promises, how its requests are run, and the errors of all of them."""
+"""The promises of every kind of source, the way its requests are run, and the errors of all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class AnswerError(Exception):
-    """What a service's answer was, in words that hold nothing secret.
+    """An answer of a service that is no success, in words that hold nothing secret.
 
     Attributes
     ----------
@@ -54,11 +54,11 @@ class Target(Protocol):
 
     @property
     def url(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         ...
 
     def connect(self) -> Any:
-        """What the requests are sent with."""
+        """The means to send requests with."""
         ...
 
     def is_connected(self) -> bool:
@@ -66,11 +66,11 @@ class Target(Protocol):
         ...
 
     async def read_range(self, way: Any, start: int, stop: int, /) -> tuple[SourceStamp, bytes]:
-        """What it looks like now, and its bytes ``[start, stop)``, fewer at its end; status 416 past it."""
+        """Its look now, and its bytes ``[start, stop)``, fewer at its end; status 416 past it."""
         ...
 
     async def stamp(self, way: Any, /) -> SourceStamp:
-        """What it looks like now; empty when it does not exist."""
+        """Its look now; empty when it does not exist."""
         ...
 
 
@@ -98,7 +98,7 @@ class Source(Protocol):
         ...
 
     def check(self, chunk: str | None) -> SourceStamp | None:
-        """What the source looks like now, if it is still the one that was referenced; None when it does not exist.
+        """The look of the source now, if it is still the one that was referenced; None when it does not exist.
 
         No bytes of it are read; blocks.
 

@@ -1,4 +1,4 @@
-"""The only comparison and description of what a source looks like: its size, its ETag and its modification time.
+"""Stamps, the looks of sources, compared and described here only: size, ETag and modification time.
 
 A stamp may lack any of the three. What is not recorded says nothing; what was recorded must be found again.
 """
@@ -67,7 +67,7 @@ def contradicts(one: Stamped, other: Stamped, *, check_time: bool = True, resolu
 
 
 def combine(one: SourceStamp, other: SourceStamp) -> SourceStamp:
-    """What two looks at one state of a source saw together; where both saw something, what the first did."""
+    """All that two looks at one state of a source saw; where both saw something, what the first did."""
     return SourceStamp(
         size=other.size if one.size is None else one.size,
         etag=other.etag if one.etag is None else one.etag,

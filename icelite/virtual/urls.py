@@ -1,4 +1,4 @@
-"""What a virtual reference may look like. Pure text, except `existing_path`.
+"""The form of virtual references. Pure text, except `existing_path`.
 
 References come from strangers, so everything is refused that a file system or a server could read in another way
 than it is written here: ``.`` and ``..`` segments (also percent-encoded), NUL, and in local paths the backslash.

@@ -444,7 +444,7 @@ async def body_of(response: Any) -> AsyncIterator[bytes | None]:
 
 
 def version_of(response: Any) -> str | None:
-    """What tells versions of a file apart: the ETag with its quotes, else time and size; None without either."""
+    """The name of a version of a file: the ETag with its quotes, else time and size; None without either."""
     etag: str | None = response.headers.get("ETag")
     if etag is not None:
         return etag
@@ -453,7 +453,7 @@ def version_of(response: Any) -> str | None:
 
 
 def stamp_of(response: Any) -> SourceStamp:
-    """What the headers of a response say about the whole file."""
+    """The look of the whole file, by the headers of a response."""
     span = parse_content_range(response.headers.get("Content-Range"))
     size = span.size if span is not None else response.content_length if response.status == 200 else None
     try:
