@@ -18,10 +18,10 @@ import numpy as np
 
 from icelite.budget import MAX_POSITIONS_EXPANSION, MIN_POSITIONS_BYTES, over_budget
 from icelite.catalog.checksums import SUM_MASK, hash_extents, location_factors, row_crc, sum_refs
-from icelite.catalog.chunks import split_positions
+from icelite.catalog.chunks import split_numbers, split_positions
 from icelite.catalog.database import Row, Transaction
 from icelite.catalog.snapshots import LINEAGE
-from icelite.catalog.values import OPTIONAL_TEXT, check_number, check_types, damaged, types
+from icelite.catalog.values import OPTIONAL_TEXT, check_number, check_order, check_types, damaged, types
 from icelite.types import NodeChange, View
 
 INSERT_CHANGE = """
@@ -159,9 +159,9 @@ def scan_versions(
     if row is None or row[0] is None:
         return {}, None
     chunks = split_positions(row[0], f"array {node_id}")
-    seqs, segs, ids, offsets, lengths = (np.fromstring(text, dtype=np.int64, sep=",") for text in row[1:])
-    if len(chunks) != len(seqs):
-        raise damaged(f"array {node_id}", "a grid position has a line break")
+    seqs, segs, ids, offsets, lengths = columns = [split_numbers(text, f"array {node_id}") for text in row[1:]]
+    if any(len(column) != len(chunks) for column in columns):
+        raise damaged(f"array {node_id}", "a grid position has a line break, or a value a comma")
     hashes = hash_extents(chunks, offsets, lengths) * location_factors(ids)
     numbers, first, rows = np.unique(seqs, return_index=True, return_inverse=True)
     totals = np.zeros(len(numbers), np.uint64)
@@ -174,13 +174,15 @@ def scan_versions(
         number: WrittenRefs(rows_of, total & SUM_MASK, frozenset(segments[number]))
         for number, rows_of, total in zip(numbers.tolist(), counts.tolist(), totals.tolist(), strict=True)
     }
-    return found, None if len(chunks) < limit else (chunks[-1], int(seqs[-1]))
+    if len(chunks) < limit:
+        return found, None
+    return found, check_order((chunks[-1], int(seqs[-1])), place, f"array {node_id}")
 
 
 def next_array(txn: Transaction, node_id: int) -> int | None:
     """The least id above ``node_id`` of an array that has references, in whatever snapshot."""
     row = txn.row(SELECT_ARRAY_AFTER, (node_id,))
-    return None if row is None else int(row[0])
+    return None if row is None else check_order(check_number(row[0], "an array"), node_id, "the table chunk_ref")
 
 
 def sum_anew(txn: Transaction) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from icelite.catalog.database import Catalog, Row, Transaction
 from icelite.catalog.snapshots import LINEAGE
-from icelite.catalog.values import OPTIONAL_INT, check_number, check_types, damaged, types
+from icelite.catalog.values import OPTIONAL_INT, check_number, check_order, check_types, damaged, types
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, shown
 from icelite.types import Chunk, ChunkType, View
 
@@ -178,7 +178,7 @@ def scan_chunks(catalog: Catalog, view: View, node_id: int) -> list[ChunkColumns
             blocks.append(kept(block, block.location_ids != 0))
             if len(block.chunks) < SCAN_ROWS:
                 return blocks
-            start = block.chunks[-1] + AFTER
+            start = check_order(block.chunks[-1] + AFTER, start, f"array {node_id}")
 
 
 def as_columns(what: str, chunks: object, *columns: object) -> ChunkColumns:
@@ -189,18 +189,10 @@ def as_columns(what: str, chunks: object, *columns: object) -> ChunkColumns:
     FormatError
         ``corrupt``.
     """
-    block = ChunkColumns(split_positions(chunks, what), *(_numbers(text, what) for text in columns))
+    block = ChunkColumns(split_positions(chunks, what), *(split_numbers(text, what) for text in columns))
     if any(len(column) != len(block.chunks) for column in block[1:]):
-        raise damaged(what, "a grid position has a line break, or a value is not a number")
-    if any(column.min(initial=0) < 0 for column in block[1:]):
-        raise damaged(what, "a reference has a negative number")
+        raise damaged(what, "a grid position has a line break, or a value a comma")
     return block
-
-
-def _numbers(text: object, what: str) -> npt.NDArray[np.int64]:
-    if not isinstance(text, str) or not text.isascii() or text.encode().translate(None, b"0123456789,-"):
-        raise damaged(what, "a value is not a number")
-    return np.fromstring(text, dtype=np.int64, sep=",")
 
 
 def kept(block: ChunkColumns, keep: npt.NDArray[np.bool_]) -> ChunkColumns:
@@ -319,7 +311,7 @@ def lookup_payload_range(catalog: Catalog, payload_id: int, start: int, length: 
         return txn.read_blob("payload", "data", payload_id, start, length)
 
 
-# -- grid positions ------------------------------------------------------------------------------------------------
+# -- joined columns ------------------------------------------------------------------------------------------------
 
 _GREATEST = 2**63 - 1
 _LONG = 40  # characters: only in longer positions it is worth while to look for
@@ -343,6 +335,21 @@ def split_positions(text: object, what: str) -> list[str]:
     if max(map(len, names)) > _LONG and _HUGE.search(text):
         raise damaged(what, "a grid position has a number of 20 digits or more")
     return names
+
+
+def split_numbers(text: object, what: str) -> npt.NDArray[np.int64]:
+    """The numbers from 0 that a query joined with commas; ``what`` names their rows, for the error.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
+    if not isinstance(text, str) or not text.isascii() or text.encode().translate(None, b"0123456789,"):
+        raise damaged(what, "a value is not a number from 0")
+    if text[:1] in ("", ",") or text[-1] == "," or ",," in text:
+        raise damaged(what, "a value is empty")
+    return np.fromstring(text, dtype=np.int64, sep=",")
 
 
 def as_grid(chunks: Sequence[str], ndim: int, what: str) -> npt.NDArray[np.uint32] | npt.NDArray[np.uint64]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import NoneType
 
 import google_crc32c
 
 from icelite.catalog.changes import unpack_chunks
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Catalog, Row, Transaction
+from icelite.catalog.values import OPTIONAL_INT, check_order, check_types, types
 from icelite.errors import FormatError
 
 _IN_ITS_SEGMENT = """
@@ -191,6 +193,9 @@ COUNT_NAMED = (
 SELECT_PAYLOADS = "SELECT id, length(data), crc32c FROM payload WHERE id > ?1 ORDER BY id LIMIT ?2"
 SELECT_PAYLOAD_SIZE = "SELECT length(data) FROM payload WHERE id = ?"
 
+PAYLOAD = types(int, int, int)  # of SELECT_PAYLOADS
+CHANGE = types(int, int, int, int, (bytes, NoneType), int, OPTIONAL_INT)  # of ROWS
+
 ROWS_AT_ONCE = 500
 REFS_AT_ONCE = 5_000
 PIECE_BYTES = 1 << 20
@@ -276,7 +281,7 @@ def scan_rows(pace: Pace, table: str) -> Iterator[Row]:
     place = FIRST_KEYS[table]
     while rows := _some(pace, ROWS[table], (*place, ROWS_AT_ONCE)):
         yield from rows
-        place = rows[-1][: len(place)]
+        place = check_order(rows[-1][: len(place)], place, f"the table {table}")
 
 
 def is_sound(row: Row) -> bool:
@@ -321,8 +326,10 @@ def scan_damaged_payloads(pace: Pace) -> Iterator[int]:
     """
     start = -1
     while rows := _some(pace, SELECT_PAYLOADS, (start, ROWS_AT_ONCE)):
+        for row in rows:
+            check_types(row, PAYLOAD, f"payload {row[0]}")
         places = [(row[0], row[1], row[2]) for row in rows]
-        start = places[-1][0]
+        start = check_order(places[-1][0], start, "the table payload")
         while places:
             yield from _damaged(pace, places)
 

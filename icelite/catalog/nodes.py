@@ -17,6 +17,7 @@ from icelite.catalog.snapshots import LINEAGE
 from icelite.catalog.values import (
     OPTIONAL_TEXT,
     check_node_path,
+    check_number,
     check_text,
     check_types,
     damaged,
@@ -121,7 +122,7 @@ def _node(path: str, node_id: int, zarr_format: int, metadata: str) -> Node:
 def next_node_id(txn: Transaction) -> int:
     """A node id greater than every one in the catalog."""
     row = txn.row(SELECT_MAX_ID)
-    return 1 if row is None else int(row[0]) + 1
+    return 1 if row is None else check_number(row[0], "a node") + 1
 
 
 def insert_node(

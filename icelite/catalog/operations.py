@@ -12,7 +12,7 @@ from typing import Any
 from icelite import types as values
 from icelite.catalog.checksums import row_crc
 from icelite.catalog.database import Transaction
-from icelite.catalog.values import check_types, damaged, read_json_object, types
+from icelite.catalog.values import check_order, check_types, damaged, read_json_object, types
 from icelite.errors import shown
 from icelite.types import RepoStatus
 
@@ -76,6 +76,7 @@ def list_operations(txn: Transaction, before: int, limit: int) -> tuple[list[val
     last = before
     for row in txn.rows(SELECT_OPERATIONS, (before, limit)):
         check_types(row, OPERATION, "an operation")
+        check_order(last, row[0], "the table operation")
         last, done_at, kind, detail = row
         try:
             updates.append(

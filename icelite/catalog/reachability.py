@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from icelite.catalog.database import Transaction
-from icelite.catalog.values import OPTIONAL_INT, check_types, types
+from icelite.catalog.values import OPTIONAL_INT, check_order, check_types, types
 from icelite.errors import ErrorKind, FormatError
 
 SELECT_SEGMENTS = "SELECT seg, parent_seg, fork_seq FROM segment ORDER BY seg"
@@ -219,6 +219,6 @@ def scan_nodes(txn: Transaction) -> Iterator[list[NodeVersion]]:
                 yield pending
                 pending = []
             pending.append(version)
-        path, seq = pending[-1].path, pending[-1].seq
+        path, seq = check_order((pending[-1].path, pending[-1].seq), (path, seq), "the table node")
     if pending:
         yield pending

@@ -21,7 +21,7 @@ from icelite.catalog.database import Row, Transaction
 from icelite.catalog.reachability import Interval, SnapshotTree, Version, merged, needed, overlaps, scan_nodes, seen
 from icelite.catalog.reachability import in_preorder as ordered
 from icelite.catalog.snapshots import SEAL_SNAPSHOT
-from icelite.catalog.values import check_name, check_types, types
+from icelite.catalog.values import check_name, check_order, check_types, types
 from icelite.errors import ErrorKind, FormatError
 from icelite.objects import check_key
 
@@ -230,7 +230,7 @@ def _dead_refs(
                 seqs = known[pattern] = _dead_versions(pattern, points, alive)
             dead += [(node_id, chunk, seq) for seq in seqs]
         yield dead
-        start = rows[-1][0] + AFTER
+        start = check_order(rows[-1][0] + AFTER, start, f"array {node_id}")
 
 
 def _dead_versions(pattern: str, points: Mapping[int, Interval], alive: Sequence[Interval]) -> list[int]:
@@ -284,7 +284,7 @@ def remove_payloads(txn: Transaction, moment: int) -> tuple[int, int]:
 
 def _block_end(txn: Transaction, start: int) -> int | None:
     row = txn.row(SELECT_BLOCK_END, (start, PAYLOADS_AT_ONCE))
-    return None if row is None else row[0]
+    return None if row is None or row[0] is None else check_order(row[0], start, "the table payload")
 
 
 def list_unused_objects(txn: Transaction) -> set[str]:

@@ -11,12 +11,13 @@ import json
 from collections.abc import Collection
 from itertools import product
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 from icelite.budget import MAX_DOCUMENT_CHARACTERS, MAX_NAME_CHARACTERS, over_budget
 from icelite.errors import ErrorKind, FormatError, shown
 from icelite.keys import find_path_fault
 
+K = TypeVar("K")
 Types = Collection[tuple[type, ...]]
 
 OPTIONAL_INT = (int, NoneType)
@@ -45,6 +46,25 @@ def check_number(value: object, what: str, least: int = 0) -> int:
     if type(value) is not int or value < least:
         raise damaged(what, f"{shown(value)} is not a number from {least}")
     return value
+
+
+def check_order(key: K, last: object, what: str) -> K:
+    """The key of the last row that was read so far, which is behind the one where reading went on.
+
+    Where the rows of a damaged file are out of order, paging through them would never end.
+
+    Raises
+    ------
+    FormatError
+        ``corrupt``.
+    """
+    try:
+        is_behind = key > last  # type: ignore[operator]
+    except TypeError:  # numbers, then texts
+        is_behind = False
+    if not is_behind:
+        raise damaged(what, f"its rows are out of order at {shown(key)}")
+    return key
 
 
 def check_text(value: object, what: str, limit: int = MAX_DOCUMENT_CHARACTERS) -> str:

@@ -18,7 +18,7 @@ from icelite.catalog.chunks import AFTER, FIRST
 from icelite.catalog.database import Catalog
 from icelite.catalog.invariants import Pace
 from icelite.catalog.reachability import load_tree
-from icelite.catalog.values import read_json, read_json_object
+from icelite.catalog.values import check_order, check_types, read_json, read_json_object
 from icelite.errors import ErrorKind, FormatError, IceliteError, InvalidInputError
 from icelite.keys import check_path
 from icelite.metadata import check_document
@@ -191,7 +191,7 @@ def _read_refs(pace: Pace, written: dict[tuple[int, int], WrittenRefs]) -> Itera
             with pace.read() as txn:
                 broken, end = invariants.find_broken_refs(txn, node_id, start)
             yield from ((rule, str(subject), str(detail)) for rule, (subject, detail) in broken)
-            start = None if end is None else end + AFTER
+            start = None if end is None else check_order(end + AFTER, start, f"array {node_id}")
         place: RefPosition | None = ("", -1)
         while place is not None:
             with pace.read() as txn:
@@ -206,7 +206,9 @@ def _read_refs(pace: Pace, written: dict[tuple[int, int], WrittenRefs]) -> Itera
 
 def _compare_changes(pace: Pace, written: dict[tuple[int, int], WrittenRefs], horizon: int) -> Iterator[RefFinding]:
     none = WrittenRefs(0, 0, frozenset())
-    for seq, node_id, seg, _, packed, refs_sum, _ in invariants.scan_rows(pace, "change"):
+    for row in invariants.scan_rows(pace, "change"):
+        check_types(row, invariants.CHANGE, "a change")
+        seq, node_id, seg, _, packed, refs_sum, _ = row
         if seq > horizon:
             continue
         refs = written.pop((seq, node_id), none)

@@ -1,6 +1,6 @@
 """Opening whatever lies at a path: each kind of wrong file has its own error, nothing is made and nothing changed.
 
-The last tests damage a catalog in some thousand ways: reading one gives what is in it or an `IceliteError`.
+The last tests write odd values into every column: reading gives what is in the file or an `IceliteError`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -475,60 +474,15 @@ def no_hanging() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-def read_or_refused(path: Path, what: str) -> bool:
-    """Whether a damaged catalog could be read; fails on anything but that and a clear refusal."""
+def check_read_or_refused(path: Path, what: str) -> None:
+    """Fail on anything but all that a damaged catalog holds, and a clear refusal."""
     try:
         everything(path)
     except IceliteError as error:
         if error.kind == "unknown":
             raise AssertionError(what) from error
-        return False
     except Exception as error:
         raise AssertionError(what) from error
-    return True
-
-
-def mutate(data: bytearray, chance: random.Random) -> None:
-    """One to three small changes, at any place or where the structure of pages is; or a cut; or a page moved."""
-    kind = chance.randrange(10)
-    if kind == 0:
-        del data[chance.randrange(len(data)) :]
-    elif kind == 1:
-        source, target = (chance.randrange(len(data) // 4096) * 4096 for _ in range(2))
-        data[target : target + 4096] = data[source : source + 4096]
-    elif kind == 2:
-        page = chance.randrange(len(data) // 4096) * 4096
-        data[page : page + 4096] = chance.choice([bytes(4096), chance.randbytes(4096)])
-    else:
-        for _ in range(chance.randrange(1, 4)):
-            page = chance.randrange(len(data) // 4096) * 4096
-            within = chance.randrange(4096) if kind < 7 else chance.randrange(112 if page == 0 else 40)
-            if kind == 9:  # among the cells, which lie at the end of a page
-                within = 4095 - chance.randrange(400)
-            data[page + within] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
-
-
-@pytest.mark.usefixtures("no_hanging")
-@pytest.mark.parametrize("mutants", [400, 150], ids=["fixed-seed", "random-seed"])
-def test_a_damaged_catalog_is_read_or_refused(memory: Path, original: Path, mutants: int) -> None:
-    seed = 1 if mutants == 400 else secrets.randbits(32)
-    print(f"seed {seed}")
-    path = memory / "a.icelite"
-    shutil.copy(original.parent / "source.bin", memory)
-    chance = random.Random(seed)
-    whole = original.read_bytes()
-    clean = refused = 0
-    for number in range(mutants):
-        data = bytearray(whole)
-        mutate(data, chance)
-        path.write_bytes(data)
-        if read_or_refused(path, f"mutant {number} of seed {seed}"):
-            clean += 1
-        else:
-            refused += 1
-    print(f"{clean} read, {refused} refused")
-    assert clean > mutants / 10
-    assert refused > mutants / 10
 
 
 NASTY = {
@@ -582,7 +536,7 @@ def test_values_that_make_no_sense_are_read_or_refused(memory: Path, original: P
                 finally:
                     connection.close()
                 tried += 1
-                read_or_refused(path, f"{table}.{column} = {value!r}{where}")
+                check_read_or_refused(path, f"{table}.{column} = {value!r}{where}")
     assert tried > 300
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -207,3 +209,63 @@ def test_references_are_compared_in_blocks(copy: Path, monkeypatch: pytest.Monke
     assert problems_after(copy) == []
     found = problems_after(copy, "UPDATE chunk_ref SET location_id = 99 WHERE chunk = '7'")
     assert [problem.check for problem in found] == ["chunk_ref_location", "change_refs"]
+
+
+KEYS = {
+    "node": "PRIMARY KEY (path",
+    "chunk_ref": "PRIMARY KEY (node_id",
+    "change": "PRIMARY KEY (seq",
+    "branch": "name   TEXT NOT NULL PRIMARY KEY",
+}
+
+
+def put_in_disorder(path: Path, table: str) -> None:
+    """Write the rows of a table from the greatest key to the least, which its schema does not say."""
+    connection = apsw.Connection(str(path))
+    connection.pragma("writable_schema", 1)
+    text = connection.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).get
+    rows = connection.execute(f"SELECT * FROM {table}").fetchall()
+    replace = "UPDATE sqlite_schema SET sql = ? WHERE name = ?"
+    connection.execute(replace, (text.replace(KEYS[table], KEYS[table] + " DESC"), table))
+    connection.pragma("writable_schema", "RESET")
+    connection.execute(f"DELETE FROM {table}")
+    connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    connection.pragma("writable_schema", 1)
+    connection.execute(replace, (text, table))
+    connection.close()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+@pytest.mark.parametrize("table", KEYS)
+def test_rows_in_disorder_are_found_and_end_the_check(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, table: str, at_once: int
+) -> None:
+    """Reading on behind the last row would come by the same rows for ever."""
+    put_in_disorder(copy, table)
+    for name in ("ROWS_AT_ONCE", "REFS_AT_ONCE"):
+        monkeypatch.setattr(invariants, name, at_once)
+    faulthandler.dump_traceback_later(120, exit=True)
+    try:
+        found = problems_after(copy)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert "file_pages" in {problem.check for problem in found}
+
+
+def test_values_of_another_type_are_findings(copy: Path) -> None:
+    """Of tables that SQLite took for ones without types."""
+    connection = apsw.Connection(str(copy))
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall()
+    untyped = [(re.sub("NOT NULL|STRICT,?| TEXT| BLOB", "", sql or ""), name) for name, sql in rows]
+    connection.pragma("writable_schema", 1)
+    connection.executemany("UPDATE sqlite_schema SET sql = ? WHERE name = ?", untyped)
+    connection.close()
+    connection = apsw.Connection(str(copy))
+    connection.execute(
+        "UPDATE payload SET data = NULL; UPDATE chunk_ref SET seg = NULL; UPDATE node SET metadata = 5;"
+        "UPDATE change SET seq = 'x' || seq || node_id"
+    )
+    connection.pragma("writable_schema", 1)
+    connection.executemany("UPDATE sqlite_schema SET sql = ? WHERE name = ?", [(sql, name) for name, sql in rows])
+    connection.close()
+    assert {problem.check for problem in problems_after(copy)} >= {"file_pages", "payload_crc", "change_refs"}
