@@ -6,10 +6,10 @@ can end the literal or disguise itself.
 
 from __future__ import annotations
 
-import os
-
 from icelite.errors import ErrorKind, InvalidInputError, shown
 
+NAMES = 20  # of containers that there are
+LONGEST_PREFIX = 1_000  # characters, in a line of code
 _XARRAY = "(xarray.open_dataset takes the same keyword)"
 
 
@@ -31,9 +31,9 @@ def expression(prefix: str) -> str:
 
 
 def narrow_prefix(url: str) -> str:
-    """The folder of a ``file://`` URL, the bucket or the host of any other one."""
+    """The folder of a ``file://`` URL, one above it where that is very long; the bucket or host of any other one."""
     if url.startswith("file://"):
-        return url.rpartition("/")[0] + "/"
+        return _folder(url)
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}/"
 
@@ -73,9 +73,9 @@ def no_container(url: str, catalog: str | None, chunk: str | None = None) -> Inv
 def unknown_container(name: str, url: str, known: list[str]) -> InvalidInputError:
     """A ``vcc://`` reference names a container that is not known."""
     return InvalidInputError(
-        f"virtual reference {url!r} names the container {name!r}, which this repository does not have; it has"
-        f" {', '.join(map(repr, known)) or 'none'}; pass it in the RepositoryConfig:"
-        f" icelite.VirtualChunkContainer(url_prefix, name={literal(name)})",
+        f"virtual reference {shown(url)} names the container {shown(name)}, which this repository does not have; it"
+        f" has {', '.join(map(repr, known[:NAMES])) or 'none'}; pass it in the RepositoryConfig:"
+        f" icelite.VirtualChunkContainer(url_prefix, name={literal(name[:LONGEST_PREFIX])})",
         ErrorKind.NO_CONTAINER_FOR_VIRTUAL_CHUNK,
     )
 
@@ -83,7 +83,7 @@ def unknown_container(name: str, url: str, known: list[str]) -> InvalidInputErro
 def outside(reference: str, path: str, directory: str, chunk: str | None) -> InvalidInputError:
     """A relative reference leaves the catalog's directory through a symbolic link."""
     return InvalidInputError(
-        f"{_subject(reference, chunk)} leads through a symbolic link to {path!r}, outside the catalog's directory"
+        f"{_subject(reference, chunk)} leads through a symbolic link to {shown(path)}, outside the catalog's directory"
         f" {directory!r}; put the file itself there, or reference it as 'file://...' and authorise its directory",
         ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
     )
@@ -91,7 +91,7 @@ def outside(reference: str, path: str, directory: str, chunk: str | None) -> Inv
 
 def hidden(url: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
     """A relative reference leads to a dot file, or through a dot folder."""
-    prefix = url.rpartition("/")[0] + "/"
+    prefix = _folder(url)
     return InvalidInputError(
         f"{_subject(url, chunk)} is a hidden file or in a hidden folder beside the catalog, where keys may be, and"
         f" is not read unasked; if you trust this catalog with it: {_open_line(catalog, prefix)} {_XARRAY}",
@@ -101,16 +101,20 @@ def hidden(url: str, catalog: str | None, chunk: str | None) -> InvalidInputErro
 
 def linked(url: str, path: str, catalog: str | None, chunk: str | None) -> InvalidInputError:
     """An authorised URL leads through a symbolic link to a folder that was not authorised."""
-    prefix = "file://" + os.path.dirname(path).rstrip("/") + "/"
+    prefix = _folder(f"file://{path}")
     return InvalidInputError(
-        f"{_subject(url, chunk)} leads through a symbolic link to {path!r}, where nothing was authorised; add that"
+        f"{_subject(url, chunk)} leads through a symbolic link to {shown(path)}, where nothing was authorised; add that"
         f" directory to what you pass on open: {_open_line(catalog, prefix)} {_XARRAY}",
         ErrorKind.UNAUTHORIZED_VIRTUAL_CHUNK_CONTAINER,
     )
 
 
+def _folder(url: str) -> str:
+    return url[: LONGEST_PREFIX + 1].rpartition("/")[0] + "/"
+
+
 def _subject(url: str, chunk: str | None) -> str:
-    return f"virtual reference {url!r}" if chunk is None else f"chunk {chunk!r}: its source {url!r}"
+    return f"virtual reference {shown(url)}" if chunk is None else f"chunk {shown(chunk)}: its source {shown(url)}"
 
 
 def _open_line(catalog: str | None, prefix: str, config: str | None = None) -> str:

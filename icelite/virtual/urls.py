@@ -18,7 +18,8 @@ from icelite.storage import BUCKET
 BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "memory")  # schemes whose URLs are a bucket and a key
 WEB = ("https", "http")
 SCHEMES = ("file", "vcc", *BUCKETS, *WEB)
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+# A name of 253 characters at most, and a port.
+_HOST = re.compile(r"(?!.{261})(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 _SLASH_MISSING = re.compile(rf"(?P<scheme>(?:{'|'.join(SCHEMES)})(?=:|//)|[a-z][a-z0-9+.-]+(?=:/)):?", re.IGNORECASE)
 _DOTS = {".", ".."}
 _KNOWN = ", ".join(f"{scheme}://" for scheme in ("file", "s3", "https", "http", "gs", "az", "abfs"))

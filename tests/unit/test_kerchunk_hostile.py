@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from icelite import IceliteError, IceliteStore, Repository, StorageConfig
+from icelite import Repository, StorageConfig
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.kerchunk import write_references
 
@@ -124,62 +122,6 @@ def test_values_of_a_wrong_type_are_refused(key: str, value: Any) -> None:
     with pytest.raises(InvalidInputError):
         write_references(references(**{key: value}), session.store, root="/tmp")
     assert not session.has_uncommitted_changes
-
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    st.text(max_size=12),
-    st.sampled_from(["{{u}}", "{{ 'a' * 9 }}", "{{f(c=u)}}", "base64:AA==", "base64:", "file:///x", "s3://b/k", GROUP]),
-    st.sampled_from([array(), array(shape=[2, 2]), array(shape=[10**30], chunks=[1]), array(chunks=[0]), "{}", "[]"]),
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda some: st.lists(some, max_size=4) | st.dictionaries(st.text(max_size=4), some, max_size=3),
-    max_leaves=6,
-)
-KEYS = st.one_of(
-    st.sampled_from([".zgroup", ".zattrs", ".zarray", "zarr.json", ".zmetadata", "b/.zarray", "b/.zattrs"]),
-    st.sampled_from(["b/0", "b/1"]),
-    st.sampled_from(["b/0.0", "b/c/0", "b", "a/b/.zgroup", "../x/.zgroup", "b/00", "b/-1", "b/9" + "9" * 30, "\ud800"]),
-    st.text(max_size=8),
-)
-FIELDS = st.sampled_from(["key", "url", "offset", "length", "dimensions"])
-RANGES = st.dictionaries(st.sampled_from(["start", "stop", "step"]), SCALARS)
-DIMENSIONS = st.dictionaries(st.sampled_from("ij"), RANGES)
-GENERATORS = st.builds(
-    lambda changes: {**generator()["gen"][0], **changes}, st.dictionaries(FIELDS, VALUES | DIMENSIONS, max_size=2)
-)
-CONTENT = st.fixed_dictionaries(
-    {"version": st.just(1) | SCALARS, "refs": st.dictionaries(KEYS, VALUES, max_size=6) | VALUES},
-    optional={
-        "templates": st.dictionaries(st.text(max_size=3), SCALARS) | VALUES,
-        "gen": st.lists(GENERATORS, max_size=2) | VALUES,
-    },
-)
-
-
-def refusal(content: Any, store: IceliteStore) -> IceliteError | None:
-    try:
-        write_references(content, store, root="/tmp/none")
-    except IceliteError as error:
-        return error
-    return None
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(CONTENT | st.dictionaries(KEYS, VALUES, max_size=5) | VALUES, st.booleans())
-def test_any_json_is_taken_whole_or_refused(content: Any, described: bool) -> None:
-    if described and isinstance(content, dict) and isinstance(content.get("refs"), dict):
-        content = {**content, "refs": {".zgroup": GROUP, "b/.zarray": array(), **content["refs"]}}
-    session = Repository.create(StorageConfig.memory()).writable_session("main")
-    error = refusal(content, session.store)
-    if error is not None:
-        assert error.kind != ErrorKind.UNKNOWN
-        assert len(error.message) < 5_000
-        assert not session.has_uncommitted_changes
 
 
 # -- Parquet -----------------------------------------------------------------------------------------------------
