@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import google_crc32c
 
-from icelite.errors import ErrorKind, FormatError
+from icelite.errors import ErrorKind, FormatError, shown
 from icelite.types import CROCKFORD, ChunkType, Location
 
 KEY = re.compile(f"[{CROCKFORD}]{{2}}/[{CROCKFORD}]{{26}}")
@@ -56,7 +56,7 @@ def check_key(key: str) -> str:
         ``corrupt``.
     """
     if not KEY.fullmatch(key) or key[:2] != key[-2:]:
-        raise FormatError(f"the catalog names a native object {key!r}, which is no key of one", ErrorKind.CORRUPT)
+        raise FormatError(f"the catalog names a native object {shown(key)}, which is no key of one", ErrorKind.CORRUPT)
     return key
 
 

@@ -24,7 +24,7 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from icelite.config import StoreConfig
-from icelite.errors import ErrorKind, InvalidInputError, KeyNotFoundError, NodeNotFoundError, ReadOnlyError
+from icelite.errors import ErrorKind, InvalidInputError, KeyNotFoundError, NodeNotFoundError, ReadOnlyError, shown
 from icelite.expansion import Expansion
 from icelite.keys import CONSOLIDATED, check_path, invalid_key, split_document_key
 from icelite.payload import Window
@@ -230,7 +230,7 @@ class IceliteStore(Store):
         """
         found = await self._session.off_loop(self._find, key)
         if found is None:
-            raise KeyNotFoundError(f"no value under key {key!r} in {self}", ErrorKind.KEY_NOT_FOUND)
+            raise KeyNotFoundError(f"no value under key {shown(key)} in {self}", ErrorKind.KEY_NOT_FOUND)
         return found[0].length
 
     async def getsize_prefix(self, prefix: str) -> int:
@@ -280,7 +280,9 @@ class IceliteStore(Store):
         changes = self._session.changes
         document = split_document_key(key)
         if document is not None:
-            changes.nodes.set_document(check_path(document[0]), document[1], _text(key, value.to_bytes()))
+            if key.startswith("/") or check_path(document[0]) != document[0]:
+                raise invalid_key(key, "has a slash too many")
+            changes.nodes.set_document(*document, _text(key, value.to_bytes()))
             return
         node_id, chunk = self._lookup_chunk(key)
         changes.chunks.set_bytes(node_id, chunk, value.to_bytes())
@@ -292,7 +294,8 @@ class IceliteStore(Store):
         place = listing.find_chunk_key(self._session.changes, key)
         if place is None:
             raise NodeNotFoundError(
-                f"chunk key {key!r} belongs to no array; write the array's metadata first", ErrorKind.NODE_NOT_FOUND
+                f"chunk key {shown(key)} belongs to no array; write the array's metadata first",
+                ErrorKind.NODE_NOT_FOUND,
             )
         entry, info, chunk = place
         info.check_position(chunk, entry.node.path)
@@ -512,4 +515,4 @@ def _text(key: str, data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"metadata {key!r} is not UTF-8: {error}", ErrorKind.BAD_METADATA) from error
+        raise InvalidInputError(f"metadata {shown(key)} is not UTF-8: {error}", ErrorKind.BAD_METADATA) from error

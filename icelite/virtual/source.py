@@ -7,7 +7,7 @@ import re
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from icelite.errors import ErrorKind, InternalError, StorageError
+from icelite.errors import ErrorKind, InternalError, StorageError, shown
 from icelite.types import SourceStamp
 from icelite.virtual.stamps import Stamped, describe
 
@@ -142,7 +142,7 @@ def fetch_error(
     chunk: str | None, url: str, problem: str, kind: ErrorKind = ErrorKind.VIRTUAL_CHUNK_FETCH
 ) -> StorageError:
     """The error for bytes that cannot be had: the chunk (if it is about one), the source, the problem and a remedy."""
-    subject = f"virtual reference {url!r}" if chunk is None else f"chunk {chunk!r}: its source {url!r}"
+    subject = f"virtual reference {shown(url)}" if chunk is None else f"chunk {shown(chunk)}: its source {shown(url)}"
     return StorageError(f"{subject} {problem}", kind)
 
 

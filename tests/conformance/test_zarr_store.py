@@ -302,6 +302,8 @@ class TestOnDisk(StoreTests[IceliteStore, cpu.Buffer]):
             ("b/c/0", "node-not-found"),
             ("zarr.json", "bad-metadata"),
             ("a/b/zarr.json", "invalid-path"),
+            ("a//zarr.json", "invalid-key"),
+            ("/zarr.json", "invalid-key"),
         ],
     )
     async def test_what_is_not_zarr_is_refused(self, store: IceliteStore, key: str, kind: str) -> None:
