@@ -2,6 +2,7 @@
 
 A draft is hidden beside its target: ``.icelite-<16 hex digits>``. Its writer holds a lock on a file of that name and
 ``.lock`` until it is done, so that whoever writes to the folder next knows the drafts of those that were killed.
+A file of known bytes in a folder that only icelite writes to needs no lock: `write_whole`.
 """
 
 from __future__ import annotations
@@ -160,6 +161,34 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     for suffix in _SIDECARS:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+# -- one file in a folder of our own ------------------------------------------------------------------------------
+
+
+def unfinished(path: Path) -> Path:
+    """The draft of a file that `write_whole` writes; whoever owns the folder sweeps those that a crash left."""
+    return path.with_name(f".{path.name}")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears under its name when all of it is on the disk; the folder is the caller's to sync.
+
+    Raises
+    ------
+    OSError
+        What the disk says; the draft is gone then.
+    """
+    hidden = unfinished(path)
+    try:
+        with hidden.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(path)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
 
 
 # -- what killed writers left ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from icelite.credentials import AnyS3Credential, S3Options
+from icelite.drafts import unfinished, write_whole
 from icelite.errors import ErrorKind, FormatError, InvalidInputError, StorageError, disk_kind
 from icelite.objects.keys import FOLDERS, KEY, check_key, new_key, virtual_location
 from icelite.types import Location
@@ -119,17 +120,8 @@ class Objects:
 
     def _write(self, key: str, data: bytes) -> None:
         path = self._folder / key
-        draft = path.with_name(f".{path.name}")
         try:
-            try:
-                with draft.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(path)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
+            write_whole(path, data)
         except OSError as error:
             raise _local_error(path, "written", error) from error
 
@@ -179,7 +171,7 @@ class Objects:
             self._check_inside(path.parent)
             try:
                 path.unlink(missing_ok=True)
-                path.with_name(f".{path.name}").unlink(missing_ok=True)  # the draft of a writer that crashed
+                unfinished(path).unlink(missing_ok=True)  # of a writer that crashed
             except OSError as error:
                 raise _local_error(path, "removed", error) from error
 
