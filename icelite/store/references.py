@@ -6,6 +6,7 @@ references at fault, and nothing is written: data that silently reads as fill va
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,7 @@ class ReferenceWriter:
     def _check_spec(self, path: str, info: ArrayInfo, spec: VirtualChunkSpec) -> tuple[str, int, int, int]:
         if len(spec.index) != info.keys.ndim or any(index < 0 for index in spec.index):
             raise InvalidInputError(f"index does not fit {info.keys.ndim} dimensions", ErrorKind.INVALID_CHUNK_INDEX)
-        chunk = "/".join(map(str, spec.index))
+        chunk = "/".join(str(operator.index(number)) for number in spec.index)
         info.check_position(chunk, path)
         check_extent(spec.location, spec.offset, spec.length)
         checksum = spec.etag_checksum or spec.last_updated_at_checksum

@@ -498,11 +498,11 @@ def _buffer(prototype: BufferPrototype, data: bytes) -> Buffer:
 
 def _window(byte_range: ByteRequest, size: int) -> tuple[int, int]:
     """The half-open part of ``size`` bytes that zarr's request means, cut at the end."""
-    if isinstance(byte_range, RangeByteRequest):
+    if isinstance(byte_range, RangeByteRequest) and byte_range.start >= 0:
         return min(byte_range.start, size), min(byte_range.end, size)
-    if isinstance(byte_range, OffsetByteRequest):
+    if isinstance(byte_range, OffsetByteRequest) and byte_range.offset >= 0:
         return min(byte_range.offset, size), size
-    if isinstance(byte_range, SuffixByteRequest):
+    if isinstance(byte_range, SuffixByteRequest) and byte_range.suffix >= 0:
         return max(0, size - byte_range.suffix), size
     raise InvalidInputError(f"Unexpected byte_range, got {byte_range}.", ErrorKind.INVALID_BYTE_RANGE)
 
