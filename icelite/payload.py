@@ -5,12 +5,12 @@ Reads here are blocking; only those of a remote source have an asynchronous form
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from icelite.catalog.chunks import lookup_payload, lookup_payload_range, lookup_payloads
 from icelite.catalog.database import Catalog
-from icelite.catalog.locations import INLINE, lookup_location
+from icelite.catalog.locations import INLINE, has_remote_locations, lookup_location
 from icelite.catalog.settings import list_containers
 from icelite.catalog.values import damaged
 from icelite.errors import ErrorKind, InvalidInputError, StorageError
@@ -45,6 +45,8 @@ class Payloads:
         self._objects = objects or NoObjects()
         self._sources: dict[int | Location | None, Source] = {}  # by location, as chunks name it
         self._natives: set[int] = set()  # ids of the locations among them that are native objects
+        self._stored_remote: bool | None = None  # whether the catalog has locations that are not local
+        self._known_local = 0  # how many uncommitted locations were found to be local
 
     def read(self, ref: Chunk, chunk: str, window: Window | None) -> bytes:
         """The bytes of a chunk, or those in the half-open ``window`` of it.
@@ -83,6 +85,19 @@ class Payloads:
     def is_local(self, ref: Chunk, chunk: str) -> bool:
         """Whether reading the reference needs no network."""
         return ref.location == INLINE or ref.data is not None or self.source(ref, chunk).is_local
+
+    def may_be_remote(self, uncommitted: Sequence[Location]) -> bool:
+        """Whether reading anything may need a network; ``uncommitted`` only grows, and each is looked at once."""
+        if self._stored_remote is None:
+            elsewhere = self._objects.is_remote or self._catalog.storage.address is not None
+            self._stored_remote = elsewhere or has_remote_locations(self._catalog)
+        if self._stored_remote:
+            return True
+        while self._known_local < len(uncommitted):
+            if not self._access.is_local(uncommitted[self._known_local]):
+                return True
+            self._known_local += 1
+        return False
 
     def read_inline(self, chunks: Mapping[int, str]) -> dict[int, bytes]:
         """The bytes of many inline chunks, by payload id; see `icelite.catalog.chunks.lookup_payloads`."""

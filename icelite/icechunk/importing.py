@@ -35,7 +35,7 @@ from icelite.icechunk.histories import History, collapse, read_history
 from icelite.icechunk.library import from_icechunk, from_their_url, naming, read_key, translated
 from icelite.repository import Repository
 from icelite.repository.native import ObjectStorage
-from icelite.session import Base, Session
+from icelite.session import OpenedSnapshot, Session
 from icelite.storage import StorageConfig, as_storage
 from icelite.types import ChunkType, Diff, Progress, SourceStamp, chunk_name
 
@@ -212,7 +212,9 @@ class _Importer:
     def _write_snapshots(self, repository: Repository, catalog: Catalog) -> None:
         infos, first = self._history.snapshots, self._history.first
         with catalog.read() as txn:
-            bases = {first.id: Base(first.id, snapshots.view_snapshot(txn, snapshots.lookup_seq(txn, first.id)))}
+            bases = {
+                first.id: OpenedSnapshot(first.id, snapshots.view_snapshot(txn, snapshots.lookup_seq(txn, first.id)))
+            }
         self._report(1, len(infos))
         session = repository.writable_session(MAIN)
         with contextlib.closing(session.changes.catalog):  # a connection of its own

@@ -8,8 +8,8 @@ from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction
 from icelite.conflicts import ConflictDetector, ConflictSolver
 from icelite.errors import ErrorKind, SessionStateError
-from icelite.session import Base, Session
-from icelite.session.replay import apply_replay, plan_replay
+from icelite.repository.replay import apply_replay, plan_replay
+from icelite.session import OpenedSnapshot, Session
 from icelite.types import SnapshotInfo
 
 MERGED = "icelite_merged"  # key in the metadata of a merge snapshot
@@ -77,7 +77,7 @@ class Merging:
                 ErrorKind.MERGE_FAILED,
             )
         session = self._open_writable(into_branch, rearrange=False)
-        session.stand_on(Base(infos[base_seq].id, before))
+        session.stand_on(OpenedSnapshot(infos[base_seq].id, before))
         apply_replay(session.changes, plan_replay(self._catalog, before, after))
         merged = {MERGED: {"branch": from_branch, "snapshot_id": infos[ours].id}}
         return session.commit(

@@ -20,7 +20,7 @@ from icelite.conflicts import ConflictSolver
 from icelite.errors import ErrorKind, InvalidInputError, SnapshotNotFoundError
 from icelite.objects import NoObjects, Objects
 from icelite.repository.names import resolve
-from icelite.session import Base, Session
+from icelite.session import OpenedSnapshot, Session
 from icelite.store import IceliteStore
 from icelite.virtual import VirtualAccess
 
@@ -63,7 +63,7 @@ class Sessions:
             seq = resolve(txn, branch, tag, snapshot_id)
             if as_of is not None:
                 seq = _at_time(txn, seq, branch, as_of)
-            base = Base(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
+            base = OpenedSnapshot(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
         return Session(
             self._catalog,
             base,
@@ -107,7 +107,7 @@ class Sessions:
         with catalog.read() as txn:
             _check_allowed(txn, rearrange)  # not only with the commit
             seq = refs.lookup_branch(txn, branch)
-            base = Base(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
+            base = OpenedSnapshot(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
         return Session(
             catalog,
             base,

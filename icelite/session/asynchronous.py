@@ -1,18 +1,19 @@
-"""Methods that do I/O, for event loops: each ``x_async`` is ``x`` in a thread, with the same arguments and errors."""
+"""Event loops beside what blocks: methods in threads (each ``x_async`` is ``x`` in one), iterators, and calls."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
-from icelite.session.chunks import Chunks
-from icelite.session.commits import Commits
-from icelite.session.moves import Moves
+from icelite.catalog.database import Catalog
+from icelite.errors import ErrorKind, StorageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def in_thread(method: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -29,14 +30,22 @@ def in_thread(method: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     return twin
 
 
-class AsynchronousSession(Commits, Moves, Chunks):
-    """The asynchronous twins of `Session`."""
+async def pages(items: Iterable[T], at_once: int) -> AsyncIterator[list[T]]:
+    """The items of an iterable that blocks, so many at once."""
+    iterator = iter(items)
+    while page := await asyncio.to_thread(lambda: list(islice(iterator, at_once))):
+        yield page
 
-    commit_async = in_thread(Commits.commit)
-    amend_async = in_thread(Commits.amend)
-    flush_async = in_thread(Commits.flush)
-    rebase_async = in_thread(Commits.rebase)
-    move_async = in_thread(Moves.move)
-    get_node_id_async = in_thread(Chunks.get_node_id)
-    chunk_type_async = in_thread(Chunks.chunk_type)
-    all_virtual_chunk_locations_async = in_thread(Chunks.all_virtual_chunk_locations)
+
+async def call_off_loop(catalog: Catalog, function: Callable[..., T], *arguments: Any) -> T:
+    """Call from an event loop what uses a catalog: there if it need not wait, else once more in a thread.
+
+    A remote catalog may always wait, for a network.
+    """
+    if catalog.storage.address is None:
+        try:
+            return catalog.try_now(function, *arguments)
+        except StorageError as error:
+            if error.kind != ErrorKind.BUSY:
+                raise
+    return await asyncio.to_thread(function, *arguments)

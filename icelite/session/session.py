@@ -2,52 +2,58 @@
 
 A read-only session sees its snapshot for ever. A writable one starts at its branch's tip, sees its own changes,
 and commits only if the tip is still there. After a commit it is read-only at the new snapshot, as in Icechunk.
-
-A fork travels to another process, is written there, and comes back to be merged. It begins at what its session sees at
-that moment: what that has not committed yet becomes a snapshot that no branch has, which the forks stand on, and the
-session goes on as before. A fork's bytes go where the repository's bytes go, so what is pickled is metadata and
-references.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from icelite.catalog import operations, snapshots
-from icelite.catalog.database import Catalog, Transaction, repeat_write
-from icelite.catalog.locations import has_remote_locations
-from icelite.catalog.settings import check_online
-from icelite.change_set import ChangeSet, ObjectWriter, absorb, longer
+from icelite import types
+from icelite.catalog import staging
+from icelite.catalog.database import Catalog
+from icelite.catalog.operations import to_microseconds
+from icelite.change_set import ChangeSet, ObjectWriter
 from icelite.config import RepositoryConfig
-from icelite.conflicts import VersionSelection
-from icelite.errors import ErrorKind, ReadOnlyError, SessionStateError
+from icelite.conflicts import ConflictSolver, VersionSelection
+from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, ReadOnlyError, SessionStateError
+from icelite.keys import check_path
 from icelite.objects import NoObjects, Objects
 from icelite.payload import Payloads
-from icelite.session.asynchronous import AsynchronousSession, in_thread
-from icelite.session.commits import Base
+from icelite.session.asynchronous import call_off_loop, in_thread, pages
+from icelite.session.chunks import (
+    ChunkBatch,
+    Position,
+    Reindex,
+    as_batch,
+    list_chunk_refs,
+    reindex_chunks,
+    shift_chunks,
+)
+from icelite.session.commits import Commit, OpenedSnapshot, check_message, is_kept
+from icelite.session.forks import ForkOrigin, Merged, merge_forks, new_identity, root_of
 from icelite.storage import StorageConfig
 from icelite.store import IceliteStore
-from icelite.types import Diff, SessionMode, View, new_snapshot_id
+from icelite.types import ChunkType, Diff, SessionMode, SnapshotInfo, chunk_name, chunk_position
 from icelite.virtual import VirtualAccess
 
+T = TypeVar("T")
 
-class Session(AsynchronousSession):
+POSITIONS_AT_ONCE = 10_000  # between two turns of an event loop
+
+
+class Session:
     """One snapshot, and for a writable session the changes on top of it.
 
     Sessions come from `Repository.readonly_session` and `Repository.writable_session`. Threads and event loops may
     share one. A read-only session pickles (its copy opens the file again); of a writable one `fork` does.
     """
 
-    origins: Mapping[str, str] = MappingProxyType({})  # identities of the sessions that it is a fork of: snapshot then
-
     def __init__(
         self,
         catalog: Catalog,
-        base: Base,
+        base: OpenedSnapshot,
         *,
         config: RepositoryConfig,
         access: VirtualAccess,
@@ -56,11 +62,12 @@ class Session(AsynchronousSession):
         objects: Objects | NoObjects | None = None,
         rearrange: bool = False,
         commit_metadata: Mapping[str, Any] | None = None,
+        fork_of: ForkOrigin | None = None,
     ) -> None:
         self.identity = new_identity()
         self.merged = Merged()
-        self.fork_base: tuple[Base, int, Base] | None = None  # of which base and state of the changes; for their forks
-        self._root: tuple[str, str] | None = None
+        self._fork_of = fork_of
+        self._forked: tuple[object, OpenedSnapshot] | None = None  # what forks stand on, and of which state
         self._rearrange = rearrange
         self.config = config
         self.access = access
@@ -78,8 +85,6 @@ class Session(AsynchronousSession):
         self.changes = ChangeSet(self._catalog, self._base.view, writer)
         self.payloads = Payloads(self._catalog, self.access, self.objects)
         self.merged.grown = {}
-        self._stored_remote: bool | None = None
-        self._local_locations = 0
 
     # -- what it is --------------------------------------------------------------------------------------------
 
@@ -99,16 +104,11 @@ class Session(AsynchronousSession):
         return self._branch if self._writable else None
 
     @property
-    def root(self) -> tuple[str, str]:
-        """What tells its repository from every other."""
-        if self._root is None:
-            self._root = root_of(self)
-        return self._root
-
-    @property
-    def root_branch(self) -> str | None:
-        """The branch that its changes are for, also by way of the sessions that it is a fork of."""
-        return self._branch
+    def origin(self) -> ForkOrigin:
+        """Whose fork it is, or begins to be of."""
+        if self._fork_of is None:
+            self._fork_of = ForkOrigin(root_of(self._catalog), self._branch)
+        return self._fork_of
 
     @property
     def read_only(self) -> bool:
@@ -138,17 +138,7 @@ class Session(AsynchronousSession):
 
     def may_read_remote(self) -> bool:
         """Whether any chunk may have to come over a network."""
-        if self._stored_remote is None:
-            elsewhere = self.objects.is_remote or self.is_remote
-            self._stored_remote = elsewhere or has_remote_locations(self._catalog)
-        if self._stored_remote:
-            return True
-        locations = self.changes.chunks.locations
-        while self._local_locations < len(locations):  # each location is looked at once
-            if not self.access.is_local(locations[self._local_locations]):
-                return True
-            self._local_locations += 1
-        return False
+        return self.payloads.may_be_remote(self.changes.chunks.locations)
 
     # -- what it does ------------------------------------------------------------------------------------------
 
@@ -173,13 +163,7 @@ class Session(AsynchronousSession):
             )
 
     def discard_changes(self) -> None:
-        """Forget the uncommitted changes.
-
-        Raises
-        ------
-        ReadOnlyError
-            ``read-only-session``.
-        """
+        """Forget the uncommitted changes; `ReadOnlyError` ``read-only-session``."""
         if not self._rearrange:
             self.check_writable()
         self.changes.discard()
@@ -189,11 +173,160 @@ class Session(AsynchronousSession):
         """Become writable again on the snapshot that was just committed."""
         self._writable = self._branch is not None
 
-    def stand_on(self, base: Base) -> None:
+    def stand_on(self, base: OpenedSnapshot) -> None:
         """Begin again on another snapshot of the branch, without the changes made so far."""
         self.changes.discard()
         self._base = base
         self._reset()
+
+    # -- commits -----------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        message: str,
+        metadata: dict[str, Any] | None = None,
+        *,
+        rebase_with: ConflictSolver | None = None,
+        rebase_tries: int = 1000,
+        allow_empty: bool = False,
+    ) -> str:
+        """Make the changes a snapshot of the branch, durably; then this session is read-only on it.
+
+        Parameters
+        ----------
+        message
+            What changed, for the history.
+        metadata
+            JSON-able facts to keep with the snapshot.
+        rebase_with
+            Where the branch has moved: replay the changes over what was committed since, if they do not conflict
+            or the solver decides.
+        rebase_tries
+            How often to try, for at most two minutes, where the catalog is in a bucket and others publish first;
+            elsewhere one try is enough, since nobody commits between rebase and commit.
+        allow_empty
+            Commit although nothing changed.
+
+        Returns
+        -------
+        str
+            Id of the new snapshot.
+
+        Raises
+        ------
+        SessionStateError, ConflictError, RebaseFailedError, InvalidInputError, ReadOnlyError
+            ``commit-not-allowed`` on a read-only session, ``no-changes-to-commit``; ``commit-conflict`` when the branch
+            has moved since this session began; ``rebase-failed``, see its ``conflicts``; ``invalid-argument`` for
+            metadata that is not JSON; ``read-only-repository``, ``read-only-storage``.
+        StorageError
+            ``busy``, ``storage-full``; nothing was committed, and the changes are still here. ``io``: the disk failed
+            on the way, and the message names the snapshot to look for, since it may have been committed all the same.
+        """
+        branch = self._check_can_commit(message, metadata, allow_empty)
+        with self.changes.lock:
+            return self._continue_on(self._commit(message, metadata).commit(branch, rebase_with, rebase_tries))
+
+    def amend(self, message: str, *, metadata: dict[str, Any] | None = None, allow_empty: bool = False) -> str:
+        """Replace the branch's tip by a snapshot with its changes and these.
+
+        Returns
+        -------
+        str
+            Id of the new snapshot; its parent is the old tip's parent, and the old tip is on no branch any more.
+
+        Raises
+        ------
+        SessionStateError
+            ``no-amend-for-initial-commit``, and as `commit`.
+        ConflictError, InvalidInputError, StorageError
+            As `commit`.
+        """
+        branch = self._check_can_commit(message, metadata, allow_empty)
+        with self.changes.lock:
+            return self._continue_on(self._commit(message, metadata).amend(branch))
+
+    def flush(self, message: str, *, metadata: dict[str, Any] | None = None) -> str:
+        """Make the changes a snapshot that no branch has; then this session is read-only on it.
+
+        Adopt it with `Repository.reset_branch`, ``create_branch`` or ``create_tag``; otherwise expiration removes it.
+        Raises as `commit`.
+        """
+        self._check_can_commit(message, metadata, allow_empty=False)
+        with self.changes.lock:
+            return self._continue_on(self._commit(message, metadata).detach())
+
+    def record(self, snapshot: SnapshotInfo, branch: str | None) -> OpenedSnapshot:
+        """Make the changes a snapshot as another repository had it, and go on from there; no branch moves.
+
+        Id, time, message and metadata of ``snapshot`` are kept, its parent is the one that this session stands on;
+        ``branch`` is where the operation log says that it was committed.
+        """
+        commit = self._commit(snapshot.message, snapshot.metadata)
+        commit.snapshot_id, commit.written_at = snapshot.id, to_microseconds(snapshot.written_at)
+        with self.changes.lock:
+            self._continue_on(commit.detach(branch))
+        self._writable = True
+        return self._base
+
+    def rebase(self, solver: ConflictSolver) -> None:
+        """Replay the changes over everything that was committed to the branch since this session began.
+
+        Raises
+        ------
+        RebaseFailedError, ConflictError, SessionStateError
+            ``rebase-failed``, and the session is as it was; ``commit-conflict``; ``commit-not-allowed``.
+        """
+        branch = self._check_branch()
+        with self.changes.lock:
+            commit, restore = self._commit("", None), self.changes.checkpoint()
+            try:
+                with self._catalog.stage() as txn:
+                    commit.rebase(txn, branch, solver)
+            except BaseException:
+                restore()
+                raise
+            self._base = commit.base
+
+    commit_async = in_thread(commit)
+    amend_async = in_thread(amend)
+    flush_async = in_thread(flush)
+    rebase_async = in_thread(rebase)
+
+    def _check_branch(self) -> str:
+        if not self._writable or self._branch is None:
+            raise SessionStateError(
+                f"{self} cannot commit: it is read-only, or has committed before; open another with writable_session",
+                ErrorKind.COMMIT_NOT_ALLOWED,
+            )
+        return self._branch
+
+    def _check_can_commit(self, message: str, metadata: dict[str, Any] | None, allow_empty: bool) -> str:
+        branch = self._check_branch()
+        check_message(message, metadata)
+        if not allow_empty and self.changes.is_empty():
+            raise SessionStateError(
+                f"nothing was changed on branch {branch!r}; pass allow_empty=True for a snapshot all the same",
+                ErrorKind.NO_CHANGES_TO_COMMIT,
+            )
+        return branch
+
+    def _commit(self, message: str, metadata: dict[str, Any] | None) -> Commit:
+        configured = self.config.virtual_chunk_containers or {}
+        containers = [*configured.values(), *self.access.new_containers.values()]
+        metadata = {**self._commit_metadata, **(metadata or {})}
+        moves = self._rearrange
+        return Commit(self._base, self.changes, self.payloads, containers, message, metadata, moves_nodes=moves)
+
+    def _continue_on(self, base: OpenedSnapshot) -> str:
+        """Stand on the new snapshot, read-only; its id."""
+        self._base = base
+        self._writable = False
+        with self._catalog.stage() as txn:
+            staging.clear(txn)
+        self._reset()
+        return base.id
+
+    # -- forks -------------------------------------------------------------------------------------------------
 
     def fork(self) -> ForkSession:
         """A copy that pickles, for a worker to write to and to be merged back.
@@ -209,19 +342,14 @@ class Session(AsynchronousSession):
                 ErrorKind.CANNOT_FORK_READ_ONLY_SESSION,
             )
         return ForkSession(
-            Catalog(
-                self._catalog.storage,
-                change_set=True,
-                busy_timeout=self.config.busy_timeout_seconds,
-                strict_locking=self.config.strict_locking,
-            ),
-            fork_base(self),
+            _own_catalog(self._catalog.storage, self.config),
+            self._fork_base(),
             config=self.config,
             access=self.access,
             objects=self.objects,
-            origins={**self.origins, self.identity: self.snapshot_id},
-            root_branch=self.root_branch,
-            root=self.root,
+            branch=None,
+            writable=True,
+            fork_of=self.origin.of(self.identity, self.snapshot_id),
         )
 
     def merge(self, *forks: ForkSession, on_append: VersionSelection = VersionSelection.Fail) -> None:
@@ -247,6 +375,161 @@ class Session(AsynchronousSession):
         merge_forks(self, forks, on_append)
 
     merge_async = in_thread(merge)
+
+    def _fork_base(self) -> OpenedSnapshot:
+        """The snapshot that the forks stand on: that of the session, or one of its uncommitted changes."""
+        if self.changes.is_empty():
+            return self._base
+        with self.changes.lock:
+            state = self._base, self.changes.base.writes
+            if self._forked is None or self._forked[0] != state or not is_kept(self._catalog, self._forked[1]):
+                self.changes.chunks.flush()
+                self._forked = state, self._commit("Base of forks", None).write_apart()
+            return self._forked[1]
+
+    # -- nodes and chunks --------------------------------------------------------------------------------------
+
+    def move(self, from_path: str, to_path: str) -> None:
+        """Rename or move a node, with everything below it.
+
+        Parameters
+        ----------
+        from_path, to_path
+            Such as ``/data/old`` and ``/archive/new``. The group above ``to_path`` must exist.
+
+        Raises
+        ------
+        SessionStateError, NodeNotFoundError, AlreadyExistsError, InvalidInputError
+            ``non-rearrange-session``, ``move-into-self-or-descendant``, ``move-destination-parent-missing``,
+            ``move-destination-parent-not-group``; ``node-not-found``; ``move-wont-overwrite``; ``invalid-path``.
+        """
+        if not self._rearrange:
+            raise SessionStateError(
+                f"{self} cannot move nodes; Repository.rearrange_session(branch) gives a session that can",
+                ErrorKind.NON_REARRANGE_SESSION,
+            )
+        source, target = check_path(from_path), check_path(to_path)
+        self.changes.nodes.check_move(source, target)
+        self.changes.nodes.move(source, target)
+
+    def get_node_id(self, path: str) -> str:
+        """What stays the same when a node is moved; provisional (negative) until the node is committed.
+
+        Raises
+        ------
+        NodeNotFoundError
+            ``node-not-found``.
+        """
+        bare = check_path(path)
+        entry = self.changes.nodes.find(bare)
+        if entry is None:
+            raise NodeNotFoundError(f"no node at /{bare}", ErrorKind.NODE_NOT_FOUND)
+        return str(entry.node.node_id)
+
+    def chunk_type(self, array_path: str, chunk_coordinates: Sequence[int]) -> ChunkType:
+        """Where the bytes of a chunk are; `ChunkType.uninitialized` where there is none.
+
+        Raises
+        ------
+        NodeNotFoundError, InvalidInputError
+            ``node-not-found``; ``not-an-array``.
+        """
+        entry, _ = self.changes.nodes.lookup_array(check_path(array_path))
+        found = self.changes.chunks.find(entry.node.node_id, chunk_name(chunk_coordinates))
+        if found is None:
+            return ChunkType.uninitialized
+        if found.location is None:
+            return ChunkType.native if self.changes.writer.takes(found.length) else ChunkType.inline
+        return self.payloads.location(found).kind
+
+    async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[Position]:
+        """The grid positions of all chunks that are there; raises as `chunk_type`."""
+        entry, _ = await self.off_loop(self.changes.nodes.lookup_array, check_path(array_path))
+        async for page in pages(self.changes.chunks.sizes(entry.node.node_id), POSITIONS_AT_ONCE):
+            for chunk, _ in page:
+                yield tuple(chunk_position(chunk))
+
+    async def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[ChunkBatch]:
+        """All references of an array, in batches of aligned columns, as Icechunk gives them.
+
+        Yields
+        ------
+        tuple
+            Grid positions (n x dimensions; uint32, or uint64 beyond 2**32 chunks along one); kinds (uint8, numbers of
+            `ChunkType`); URLs, ``""`` for inline chunks; offsets and lengths in bytes (uint64; the offset of an inline
+            chunk is 0); and, by row of the batch, the bytes of inline chunks.
+
+        Raises
+        ------
+        NodeNotFoundError, InvalidInputError
+            ``node-not-found``; ``not-an-array``, ``invalid-argument``.
+        """
+        if not 1 <= batch_size < 2**63:
+            raise InvalidInputError(f"batch_size={batch_size} must be at least 1", ErrorKind.INVALID_ARGUMENT)
+        path = check_path(array_path)
+        entry, _ = await self.off_loop(self.changes.nodes.lookup_array, path)
+        async for rows in pages(self.changes.chunks.refs(entry.node.node_id), batch_size):
+            yield await self.off_loop(as_batch, self.changes, self.payloads, path, rows)
+
+    def chunk_refs(self, array_path: str) -> types.ChunkRefs:
+        """Where all chunks of an array are, uncommitted ones included, as columns; raises as `chunk_type`."""
+        return list_chunk_refs(self.changes, self.payloads, check_path(array_path))
+
+    def all_virtual_chunk_locations(self) -> list[str]:
+        """The URL of every virtual chunk, one entry for each chunk, ``vcc://`` and relative ones made absolute."""
+        urls: list[str] = []
+        for node in self.changes.nodes.list_below(""):
+            urls.extend(self.access.url(location) for location in self.changes.chunks.virtual_locations(node.node_id))
+        return urls
+
+    def shift_array(self, array_path: str, chunk_offset: Iterable[int]) -> None:
+        """Move every chunk of an array by whole chunks.
+
+        Chunks that leave the grid are dropped; positions that nothing moves to read as fill values.
+
+        Parameters
+        ----------
+        chunk_offset
+            Chunks along each dimension, negative towards the origin.
+
+        Raises
+        ------
+        NodeNotFoundError, InvalidInputError, ReadOnlyError
+            ``node-not-found``; ``not-an-array``, ``invalid-chunk-index``; ``read-only-session``.
+        """
+        self.check_writable()
+        shift_chunks(self.changes, check_path(array_path), list(chunk_offset))
+
+    def reindex_array(self, array_path: str, forward: Reindex, backward: Reindex | None = None) -> None:
+        """Move the existing chunks of an array by a function of their positions.
+
+        Parameters
+        ----------
+        forward
+            Grid position to the new one, or None to leave the chunk where it is.
+        backward
+            Its inverse: where a position's new chunk comes from. A position of an existing chunk for which it gives
+            None, or a position without a chunk, is cleared; without ``backward`` it keeps what it has.
+
+        Raises
+        ------
+        NodeNotFoundError, InvalidInputError, ReadOnlyError
+            As `shift_array`; ``invalid-chunk-index`` also when ``forward`` leaves the grid.
+        """
+        self.check_writable()
+        reindex_chunks(self.changes, check_path(array_path), forward, backward)
+
+    move_async = in_thread(move)
+    get_node_id_async = in_thread(get_node_id)
+    chunk_type_async = in_thread(chunk_type)
+    all_virtual_chunk_locations_async = in_thread(all_virtual_chunk_locations)
+
+    async def off_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call from an event loop what uses the catalog: there if it need not wait, else once more in a thread.
+
+        A remote catalog may always wait, for a network.
+        """
+        return await call_off_loop(self._catalog, function, *arguments)
 
     # -- as a Python object ------------------------------------------------------------------------------------
 
@@ -274,26 +557,16 @@ class Session(AsynchronousSession):
                 " a readonly_session",
                 ErrorKind.NOT_PICKLABLE,
             )
-        return {
-            "storage": self._catalog.storage,
-            "base": self._base,
-            "config": self.config,
-            "access": self.access,
-            "objects": self.objects,
-        }
+        return self._kept()
+
+    def _kept(self) -> dict[str, Any]:
+        names = "config", "access", "objects"
+        return {"storage": self._catalog.storage, "base": self._base, **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        storage: StorageConfig = state["storage"]
-        config: RepositoryConfig = state["config"]
-        self.__init__(  # type: ignore[misc]  # a copy begins as any session does
-            Catalog(storage, busy_timeout=config.busy_timeout_seconds),
-            state["base"],
-            config=config,
-            access=state["access"],
-            objects=state["objects"],
-            branch=None,
-            writable=False,
-        )
+        storage, config = state.pop("storage"), state["config"]
+        catalog = Catalog(storage, busy_timeout=config.busy_timeout_seconds)
+        self.__init__(catalog, **state, branch=None, writable=False)  # type: ignore[misc]  # as any session begins
 
 
 class ForkSession(Session):
@@ -302,222 +575,23 @@ class ForkSession(Session):
     It has no branch and cannot commit: `Session.merge` takes its changes over. A fork may have forks.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        base: Base,
-        *,
-        config: RepositoryConfig,
-        access: VirtualAccess,
-        objects: Objects | NoObjects,
-        origins: Mapping[str, str],
-        root_branch: str | None,
-        root: tuple[str, str],
-    ) -> None:
-        super().__init__(catalog, base, config=config, access=access, objects=objects, branch=None, writable=True)
-        self.origins = dict(origins)
-        self._root_branch = root_branch
-        self._root = root
-
-    @property
-    def root_branch(self) -> str | None:
-        """The branch of the session that it is a fork of."""
-        return self._root_branch
-
     def __getstate__(self) -> dict[str, Any]:
-        names = ("config", "access", "objects", "origins", "identity", "_root_branch", "_root")
-        kept = {name: self.__dict__[name] for name in names}
         with self.changes.lock:
             changes = self.changes.dump()
             self.merged.freeze(self.changes)
             merged = replace(self.merged, own=new_identity())
-        return {**kept, "merged": merged, "storage": self._catalog.storage, "base": self._base, "changes": changes}
+        its_own = {"identity": self.identity, "merged": merged, "changes": changes}
+        return {**self._kept(), "fork_of": self._fork_of, "its_own": its_own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        config: RepositoryConfig = state["config"]
-        timeout, strict = config.busy_timeout_seconds, config.strict_locking
-        catalog = Catalog(state["storage"], change_set=True, busy_timeout=timeout, strict_locking=strict)
-        self.__init__(  # type: ignore[misc]
-            catalog,
-            state["base"],
-            config=config,
-            access=state["access"],
-            objects=state["objects"],
-            origins=state["origins"],
-            root_branch=state["_root_branch"],
-            root=state["_root"],
-        )
-        self.identity, self.merged = state["identity"], replace(state["merged"], own=new_identity())
-        self.changes.load(state["changes"])
+        its_own = state.pop("its_own")
+        catalog = _own_catalog(state.pop("storage"), state["config"])
+        self.__init__(catalog, **state, branch=None, writable=True)  # type: ignore[misc]
+        self.identity, self.merged = its_own["identity"], replace(its_own["merged"], own=new_identity())
+        self.changes.load(its_own["changes"])
 
 
-# -- forks and what came of them -------------------------------------------------------------------------------
-
-
-def new_identity() -> str:
-    """What tells a session from every other one, in whatever process."""
-    return secrets.token_hex(16)
-
-
-def fork_base(session: Session) -> Base:
-    """The snapshot that the forks of a session stand on: its own, or one of its uncommitted changes."""
-    if session.changes.is_empty():
-        return session._base
-    snapshot_id = new_snapshot_id()
-    with session.changes.lock:
-        known = session.fork_base
-        state = session._base, session.changes.base.writes
-        if known is not None and known[:2] == state and _is_there(session, known[2]):
-            return known[2]
-        session.changes.chunks.flush()
-
-        def write(txn: Transaction) -> View:
-            check_online(txn)
-            return session._write(txn, "NewDetachedSnapshot", None, snapshot_id, "Base of forks", {})
-
-        view = repeat_write(session._catalog, write)
-        session.fork_base = session._base, session.changes.base.writes, Base(snapshot_id, view)
-    return Base(snapshot_id, view)
-
-
-def _is_there(session: Session, base: Base) -> bool:
-    with session._catalog.read() as txn:
-        return snapshots.find_seq(txn, base.id) is not None
-
-
-def root_of(session: Session) -> tuple[str, str]:
-    """What tells a repository from every other: where it is, and when it was made, for another may be there later."""
-    with session._catalog.read() as txn:
-        first, _ = operations.list_operations(txn, 2, 1)
-    return session._catalog.storage.name, "".join(update.updated_at.isoformat() for update in first)
-
-
-Growth = tuple[frozenset[str], tuple[int, ...]]
-
-
-@dataclass(slots=True)
-class Merged:
-    """What a session has taken over, and what tells the states of a fork apart.
-
-    Copies of a fork that went to several workers come back one by one, each with changes of its own. A state is known
-    by who wrote it last: an object, until it is pickled; a fork is given a mark for each merge, which its later
-    copies have too.
-
-    Attributes
-    ----------
-    states, marks
-        States and marks of the forks taken over.
-    inherited
-        The state in which the changes came, if they came by a pickle.
-    own
-        What the state is called once something is written here.
-    own_marks
-        The merges that this session's changes went into.
-    grown
-        Path of the arrays made longer: the states that did it, and their shape then.
-    """
-
-    states: set[str] = field(default_factory=set)
-    marks: set[str] = field(default_factory=set)
-    inherited: str | None = None
-    own: str = field(default_factory=new_identity)
-    own_marks: set[str] = field(default_factory=set)
-    grown: dict[str, Growth] = field(default_factory=dict)
-
-    def state(self, changes: ChangeSet) -> str | None:
-        """The name of the state; None where nothing was changed."""
-        if changes.is_empty():
-            return None
-        return self.own if changes.base.writes or self.inherited is None else self.inherited
-
-    def growth(self, changes: ChangeSet) -> dict[str, Growth]:
-        """The arrays that are longer than in the snapshot: who made them so, and their shape."""
-        found: dict[str, Growth] = {}
-        for path, shape in longer(changes).items():
-            states, known = self.grown.get(path, (frozenset(), None))
-            found[path] = (states, shape) if known == shape else (states | {self.own}, shape)
-        return found
-
-    def freeze(self, changes: ChangeSet) -> None:
-        """Give the state its name for ever, before a copy is made: what is written later is another."""
-        self.grown = self.growth(changes)
-        self.inherited, self.own, changes.base.writes = self.state(changes), new_identity(), 0
-
-
-def _check_bases(session: Session, forks: tuple[Any, ...]) -> None:
-    """Refuse forks whose snapshot was collected: what they wrote cannot be told apart from it any more."""
-    with session._catalog.read() as txn:
-        gone = [fork for fork in forks if snapshots.find_seq(txn, fork.snapshot_id) is None]
-    if gone:
-        raise SessionStateError(
-            f"the snapshot {gone[0].snapshot_id} that {gone[0]!r} stands on has expired and was collected meanwhile;"
-            " its changes cannot be merged: write them again, and collect only what is older than every fork",
-            ErrorKind.MERGE_FAILED,
-        )
-
-
-def _check_belongs(session: Session, fork: Any) -> None:
-    """Refuse what is neither a fork of the session nor one that began where it did: same file, branch and snapshot."""
-    base = getattr(fork, "origins", {}).get(session.identity)
-    if base == session.snapshot_id:
-        return
-    if base is not None:
-        raise SessionStateError(
-            f"{fork!r} was made when {session!r} stood on snapshot {base}; what it wrote was not compared with what was"
-            " committed since: merge forks before rebase(), and write these changes again",
-            ErrorKind.MERGE_NOT_ALLOWED,
-        )
-    if not getattr(fork, "origins", {}) or fork.root != session.root:
-        found = "no fork of this repository"
-    elif fork.root_branch != session.root_branch:
-        found = f"of branch {fork.root_branch!r}, not {session.root_branch!r}"
-    elif fork.snapshot_id != session.snapshot_id:
-        found = f"from snapshot {fork.snapshot_id}, not {session.snapshot_id}"
-    else:
-        return
-    raise SessionStateError(
-        f"{fork!r} is {found}: {session!r} takes what fork() of it gave, or of another session of the same repository,"
-        " branch and snapshot that had changed nothing yet",
-        ErrorKind.MERGE_NOT_ALLOWED,
-    )
-
-
-def _check_new(session: Session, fork: Any) -> None:
-    known, merged = fork.merged, session.merged
-    if fork is session or known.own_marks & merged.marks or known.state(fork.changes) in merged.states:
-        raise SessionStateError(f"{fork!r} was merged before; each fork is merged once", ErrorKind.MERGE_FAILED)
-
-
-def merge_forks(session: Session, forks: tuple[Any, ...], on_append: VersionSelection) -> None:
-    """Take over the changes of forks, in the order given.
-
-    Raises
-    ------
-    SessionStateError
-        ``merge-not-allowed`` for what did not begin where this session did; ``merge-failed``, also for a fork that was
-        merged before.
-    """
-    for fork in forks:
-        _check_belongs(session, fork)
-        _check_new(session, fork)
-    _check_bases(session, forks)
-    for fork in forks:
-        _check_new(session, fork)  # one may be given twice
-        _take(session, fork, on_append)
-
-
-def _take(session: Session, fork: Any, on_append: VersionSelection) -> None:
-    merged, mark = session.merged, new_identity()
-    theirs, ours = fork.merged.growth(fork.changes), merged.growth(session.changes)
-    both = {path: (ours[path], growth) for path, growth in theirs.items() if path in ours}
-    shared = {path for path, (here, there) in both.items() if here == there}
-    tangled = {path for path, (here, there) in both.items() if here[0] & there[0]} - shared
-    absorb(session.changes, fork.changes, shared=shared, tangled=tangled, on_append=on_append)
-    session.access.join(fork.access)
-    now = longer(session.changes)
-    nobody: Growth = (frozenset(), ())
-    merged.grown = {p: (ours.get(p, nobody)[0] | theirs.get(p, nobody)[0], shape) for p, shape in now.items()}
-    state = fork.merged.state(fork.changes)
-    merged.states |= fork.merged.states | ({state} if state is not None else set())
-    merged.marks |= fork.merged.marks | {mark}
-    fork.merged.own_marks.add(mark)
+def _own_catalog(storage: StorageConfig, config: RepositoryConfig) -> Catalog:
+    """The catalog with a change set, for a fork."""
+    timeout, strict = config.busy_timeout_seconds, config.strict_locking
+    return Catalog(storage, change_set=True, busy_timeout=timeout, strict_locking=strict)
