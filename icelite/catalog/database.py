@@ -24,7 +24,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import apsw
 
@@ -565,13 +565,12 @@ def repeat_write(catalog: Catalog, action: Callable[[Transaction], T]) -> T:
     return _repeat(catalog, write)
 
 
-def repeated(method: Callable[P, T]) -> Callable[P, T]:
-    """A method that begins anew when others publish its remote ``_catalog`` before its own write is."""
+def repeated(function: Callable[Concatenate[Catalog, P], T]) -> Callable[Concatenate[Catalog, P], T]:
+    """A function that begins anew when others publish its remote catalog before its own write is."""
 
-    @functools.wraps(method)
-    def call(*arguments: P.args, **options: P.kwargs) -> T:
-        owner: Any = arguments[0]
-        return _repeat(owner._catalog, lambda: method(*arguments, **options))
+    @functools.wraps(function)
+    def call(catalog: Catalog, /, *arguments: P.args, **options: P.kwargs) -> T:
+        return _repeat(catalog, lambda: function(catalog, *arguments, **options))
 
     return call
 

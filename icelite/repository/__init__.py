@@ -1,8 +1,8 @@
 """The door: `Repository`."""
 
 from icelite.repository.graph import AncestryGraph
+from icelite.repository.opening import StoreOpener
 from icelite.repository.repository import Repository
-from icelite.repository.store_first import StoreOpener
 from icelite.store import IceliteStore
 
 IceliteStore.opener = StoreOpener()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from icelite.catalog import refs, snapshots
+from icelite.catalog.database import Catalog, Transaction
+from icelite.repository.names import MAIN, resolve
 from icelite.types import SnapshotInfo
 
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#e377c2")  # by column
@@ -17,6 +20,49 @@ RESET = "\x1b[0m"
 ROW, COLUMN, RADIUS = 24, 18, 4.5  # pixels
 CHARACTER = 7.5  # width of one, in pixels
 SHOWN = 72  # characters of a message
+
+
+def draw_ancestry(
+    catalog: Catalog, branch: str | None, tag: str | None, snapshot_id: str | None, *, plain: bool
+) -> AncestryGraph:
+    """See `Repository.ancestry_graph`."""
+    with catalog.read() as txn:
+        branches = {name: refs.lookup_branch(txn, name) for name in refs.list_branches(txn)}
+        tags = {name: refs.lookup_tag(txn, name) for name in refs.list_tags(txn)}
+        if branch is tag is snapshot_id is None:
+            tips = set(branches.values())
+        else:
+            tips = {resolve(txn, branch, tag, snapshot_id)}
+        infos = _reachable(txn, tips)
+    names: dict[str, list[str]] = {}
+    labels = [*branches.items(), *((f"tag {name}", seq) for name, seq in tags.items())]
+    for name, seq in labels:
+        if seq in infos:
+            names.setdefault(infos[seq].id, []).append(name)
+    return AncestryGraph(list(infos.values()), names, _line_of(infos, branches.get(MAIN)), plain=plain)
+
+
+def _reachable(txn: Transaction, tips: set[int]) -> dict[int, SnapshotInfo]:
+    """The snapshots numbered in ``tips`` and all their ancestors, newest first."""
+    found: dict[int, SnapshotInfo] = {}
+    for tip in tips:
+        seq: int | None = tip
+        while seq is not None and seq not in found:
+            info, parent = snapshots.lookup_info(txn, seq)
+            found[seq] = info
+            seq = parent
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _line_of(infos: dict[int, SnapshotInfo], tip: int | None) -> set[str]:
+    """Ids of a tip and its ancestors, as far as they are known."""
+    by_id = {info.id: info for info in infos.values()}
+    line: set[str] = set()
+    current = None if tip is None else infos.get(tip)
+    while current is not None:
+        line.add(current.id)
+        current = by_id.get(current.parent_id or "")
+    return line
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,173 +1,137 @@
-"""Branches and tags of a repository: the part of `Repository` that gives snapshots names.
+"""Names of snapshots: branches and tags, and what names a snapshot where one is asked for.
 
-Every method is one transaction, and every change is in the operation log. Every change also raises `ReadOnlyError`
-``read-only-repository`` or ``read-only-storage`` where nothing may be changed.
+Every function that changes something is one transaction, and is in the operation log. Raises as the method of
+`Repository` that has its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from icelite.catalog import refs, snapshots
 from icelite.catalog.database import Catalog, Transaction, repeated
-from icelite.catalog.operations import log_operation
+from icelite.catalog.operations import log_operation, to_microseconds
 from icelite.catalog.settings import check_feature, check_online
-from icelite.errors import AlreadyExistsError, ConflictError, ErrorKind, InvalidInputError, SessionStateError, shown
-from icelite.types import INITIAL_SNAPSHOT_ID, is_snapshot_id
+from icelite.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    ErrorKind,
+    InvalidInputError,
+    SessionStateError,
+    SnapshotNotFoundError,
+    shown,
+)
+from icelite.session import OpenedSnapshot
+from icelite.types import INITIAL_SNAPSHOT_ID, View, is_snapshot_id
 
 MAIN = "main"
 
 
-class BranchesAndTags:
-    """What `Repository` knows about names for snapshots."""
+def list_branches(catalog: Catalog) -> set[str]:
+    """Names of all branches."""
+    catalog.refresh()
+    with catalog.read() as txn:
+        return set(refs.list_branches(txn))
 
-    _catalog: Catalog
 
-    # -- branches ----------------------------------------------------------------------------------------------
+def lookup_branch(catalog: Catalog, branch: str) -> str:
+    """Id of a branch's newest snapshot."""
+    catalog.refresh()
+    with catalog.read() as txn:
+        return snapshots.lookup_id(txn, refs.lookup_branch(txn, branch))
 
-    def list_branches(self) -> set[str]:
-        """Names of all branches."""
-        self._catalog.refresh()
-        with self._catalog.read() as txn:
-            return set(refs.list_branches(txn))
 
-    def lookup_branch(self, branch: str) -> str:
-        """Id of a branch's newest snapshot; `RefNotFoundError` ``branch-not-found``."""
-        self._catalog.refresh()
-        with self._catalog.read() as txn:
-            return snapshots.lookup_id(txn, refs.lookup_branch(txn, branch))
-
-    @repeated
-    def create_branch(self, branch: str, snapshot_id: str) -> None:
-        """Give a snapshot a branch.
-
-        Parameters
-        ----------
-        snapshot_id
-            An id, the beginning of one that no other has, or the name of a branch or tag; so in every method.
-
-        Raises
-        ------
-        InvalidInputError, AlreadyExistsError, SnapshotNotFoundError
-            ``invalid-ref-name``, ``invalid-snapshot-id``; ``branch-already-exists``; ``snapshot-not-found``.
-        """
-        refs.check_name(branch, "branch")
-        with self._catalog.write() as txn:
-            check_online(txn)
-            seq, snapshot_id = lookup_named(txn, snapshot_id)
-            if refs.find_branch(txn, branch) is not None:
-                raise AlreadyExistsError(
-                    f"branch {branch!r} already exists; reset_branch moves it", ErrorKind.BRANCH_ALREADY_EXISTS
-                )
-            refs.insert_branch(txn, branch, seq)
-            log_operation(txn, "BranchCreated", {"name": branch, "snap_id": snapshot_id})
-
-    @repeated
-    def reset_branch(self, branch: str, snapshot_id: str, *, from_snapshot_id: str | None = None) -> None:
-        """Point a branch at any snapshot.
-
-        Parameters
-        ----------
-        snapshot_id
-            As in `create_branch`.
-        from_snapshot_id
-            Only if the branch is still there.
-
-        Raises
-        ------
-        RefNotFoundError, SnapshotNotFoundError, InvalidInputError, ConflictError
-            ``branch-not-found``; ``snapshot-not-found``; ``invalid-snapshot-id``; ``branch-update-conflict``.
-        """
-        with self._catalog.write() as txn:
-            check_online(txn)
-            expected = None if from_snapshot_id is None else _expected_id(txn, from_snapshot_id)
-            tip = refs.lookup_branch(txn, branch)
-            previous = snapshots.lookup_id(txn, tip)
-            if expected not in (None, previous):
-                raise ConflictError(
-                    f"branch {branch!r} is at {previous}, not at {expected}; it was not moved",
-                    ErrorKind.BRANCH_UPDATE_CONFLICT,
-                    expected_parent=expected,
-                    actual_parent=previous,
-                )
-            refs.move_branch(txn, branch, tip, lookup_named(txn, snapshot_id)[0])
-            log_operation(txn, "BranchReset", {"name": branch, "previous_snap_id": previous})
-
-    @repeated
-    def delete_branch(self, branch: str) -> None:
-        """Delete a branch; its snapshots stay.
-
-        Raises
-        ------
-        SessionStateError, RefNotFoundError
-            ``cannot-delete-main``; ``branch-not-found``.
-        """
-        if branch == MAIN:
-            raise SessionStateError(
-                "branch 'main' cannot be deleted; every repository has it", ErrorKind.CANNOT_DELETE_MAIN
+@repeated
+def create_branch(catalog: Catalog, branch: str, snapshot_id: str) -> None:
+    """Give a snapshot a branch."""
+    refs.check_name(branch, "branch")
+    with catalog.write() as txn:
+        check_online(txn)
+        seq, snapshot_id = lookup_named(txn, snapshot_id)
+        if refs.find_branch(txn, branch) is not None:
+            raise AlreadyExistsError(
+                f"branch {branch!r} already exists; reset_branch moves it", ErrorKind.BRANCH_ALREADY_EXISTS
             )
-        with self._catalog.write() as txn:
-            check_online(txn)
-            previous = snapshots.lookup_id(txn, refs.lookup_branch(txn, branch))
-            refs.delete_branch(txn, branch)
-            log_operation(txn, "BranchDeleted", {"name": branch, "previous_snap_id": previous})
+        refs.insert_branch(txn, branch, seq)
+        log_operation(txn, "BranchCreated", {"name": branch, "snap_id": snapshot_id})
 
-    # -- tags --------------------------------------------------------------------------------------------------
 
-    def list_tags(self) -> set[str]:
-        """Names of all tags."""
-        self._catalog.refresh()
-        with self._catalog.read() as txn:
-            return set(refs.list_tags(txn))
+@repeated
+def reset_branch(catalog: Catalog, branch: str, snapshot_id: str, from_snapshot_id: str | None) -> None:
+    """Point a branch at any snapshot; with ``from_snapshot_id`` only if it is still there."""
+    with catalog.write() as txn:
+        check_online(txn)
+        expected = None if from_snapshot_id is None else _expected_id(txn, from_snapshot_id)
+        tip = refs.lookup_branch(txn, branch)
+        previous = snapshots.lookup_id(txn, tip)
+        if expected not in (None, previous):
+            raise ConflictError(
+                f"branch {branch!r} is at {previous}, not at {expected}; it was not moved",
+                ErrorKind.BRANCH_UPDATE_CONFLICT,
+                expected_parent=expected,
+                actual_parent=previous,
+            )
+        refs.move_branch(txn, branch, tip, lookup_named(txn, snapshot_id)[0])
+        log_operation(txn, "BranchReset", {"name": branch, "previous_snap_id": previous})
 
-    def lookup_tag(self, tag: str) -> str:
-        """Id of a tag's snapshot; `RefNotFoundError` ``tag-not-found``."""
-        self._catalog.refresh()
-        with self._catalog.read() as txn:
-            return snapshots.lookup_id(txn, refs.lookup_tag(txn, tag))
 
-    @repeated
-    def create_tag(self, tag: str, snapshot_id: str) -> None:
-        """Give a snapshot a name that never moves.
+@repeated
+def delete_branch(catalog: Catalog, branch: str) -> None:
+    """Delete a branch; its snapshots stay."""
+    if branch == MAIN:
+        raise SessionStateError(
+            "branch 'main' cannot be deleted; every repository has it", ErrorKind.CANNOT_DELETE_MAIN
+        )
+    with catalog.write() as txn:
+        check_online(txn)
+        previous = snapshots.lookup_id(txn, refs.lookup_branch(txn, branch))
+        refs.delete_branch(txn, branch)
+        log_operation(txn, "BranchDeleted", {"name": branch, "previous_snap_id": previous})
 
-        Raises
-        ------
-        InvalidInputError, AlreadyExistsError, SnapshotNotFoundError, SessionStateError
-            ``invalid-ref-name``, ``invalid-snapshot-id``; ``tag-already-exists``, ``tag-previously-deleted``;
-            ``snapshot-not-found``; ``feature-flag-disabled``.
-        """
-        refs.check_name(tag, "tag")
-        with self._catalog.write() as txn:
-            check_online(txn)
-            check_feature(txn, "create_tag")
-            seq, snapshot_id = lookup_named(txn, snapshot_id)
-            found = refs.find_tag(txn, tag)
-            if found is not None and found[0] is not None:
-                raise AlreadyExistsError(
-                    f"tag {tag!r} already exists, and tags never move", ErrorKind.TAG_ALREADY_EXISTS
-                )
-            if found is not None:
-                raise AlreadyExistsError(
-                    f"tag {tag!r} was deleted, and a tag's name is never used again", ErrorKind.TAG_PREVIOUSLY_DELETED
-                )
-            refs.insert_tag(txn, tag, seq)
-            log_operation(txn, "TagCreated", {"name": tag, "snap_id": snapshot_id})
 
-    @repeated
-    def delete_tag(self, tag: str) -> None:
-        """Delete a tag for ever: its name cannot be used again.
+def list_tags(catalog: Catalog) -> set[str]:
+    """Names of all tags."""
+    catalog.refresh()
+    with catalog.read() as txn:
+        return set(refs.list_tags(txn))
 
-        Raises
-        ------
-        RefNotFoundError, SessionStateError
-            ``tag-not-found``; ``feature-flag-disabled``.
-        """
-        with self._catalog.write() as txn:
-            check_online(txn)
-            check_feature(txn, "delete_tag")
-            previous = snapshots.lookup_id(txn, refs.lookup_tag(txn, tag))
-            refs.delete_tag(txn, tag)
-            log_operation(txn, "TagDeleted", {"name": tag, "previous_snap_id": previous})
+
+def lookup_tag(catalog: Catalog, tag: str) -> str:
+    """Id of a tag's snapshot."""
+    catalog.refresh()
+    with catalog.read() as txn:
+        return snapshots.lookup_id(txn, refs.lookup_tag(txn, tag))
+
+
+@repeated
+def create_tag(catalog: Catalog, tag: str, snapshot_id: str) -> None:
+    """Give a snapshot a name that never moves."""
+    refs.check_name(tag, "tag")
+    with catalog.write() as txn:
+        check_online(txn)
+        check_feature(txn, "create_tag")
+        seq, snapshot_id = lookup_named(txn, snapshot_id)
+        found = refs.find_tag(txn, tag)
+        if found is not None and found[0] is not None:
+            raise AlreadyExistsError(f"tag {tag!r} already exists, and tags never move", ErrorKind.TAG_ALREADY_EXISTS)
+        if found is not None:
+            raise AlreadyExistsError(
+                f"tag {tag!r} was deleted, and a tag's name is never used again", ErrorKind.TAG_PREVIOUSLY_DELETED
+            )
+        refs.insert_tag(txn, tag, seq)
+        log_operation(txn, "TagCreated", {"name": tag, "snap_id": snapshot_id})
+
+
+@repeated
+def delete_tag(catalog: Catalog, tag: str) -> None:
+    """Delete a tag for ever."""
+    with catalog.write() as txn:
+        check_online(txn)
+        check_feature(txn, "delete_tag")
+        previous = snapshots.lookup_id(txn, refs.lookup_tag(txn, tag))
+        refs.delete_tag(txn, tag)
+        log_operation(txn, "TagDeleted", {"name": tag, "previous_snap_id": previous})
 
 
 def resolve(txn: Transaction, branch: str | None, tag: str | None, snapshot_id: str | None) -> int:
@@ -239,3 +203,64 @@ def _ambiguous(name: str, what: str, ids: Sequence[str]) -> InvalidInputError:
     return InvalidInputError(
         f"{shown(name)} is {what}: {', '.join(ids)}; pass the id that is meant", ErrorKind.INVALID_SNAPSHOT_ID
     )
+
+
+def resolve_now(catalog: Catalog, branch: str | None, tag: str | None, snapshot_id: str | None) -> int:
+    """The number of the snapshot that exactly one of the three names, as things are now."""
+    catalog.refresh()
+    with catalog.read() as txn:
+        return resolve(txn, branch, tag, snapshot_id)
+
+
+def view_named(catalog: Catalog, branch: str | None, tag: str | None, snapshot_id: str | None) -> View:
+    """The snapshot that one of the three names; the tip of ``main`` where none does."""
+    if branch is None and tag is None and snapshot_id is None:
+        branch = MAIN
+    with catalog.read() as txn:
+        return snapshots.view_snapshot(txn, resolve(txn, branch, tag, snapshot_id))
+
+
+def open_snapshot(
+    catalog: Catalog, branch: str | None, tag: str | None, snapshot_id: str | None, as_of: datetime | None
+) -> OpenedSnapshot:
+    """The snapshot that one of the first three names, or the newest one of a branch at a time, for a session."""
+    catalog.refresh()
+    with catalog.read() as txn:
+        seq = resolve(txn, branch, tag, snapshot_id)
+        if as_of is not None:
+            seq = _at_time(txn, seq, branch, as_of)
+        return OpenedSnapshot(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
+
+
+def check_session(catalog: Catalog, rearrange: bool) -> None:
+    """Refuse a session that writes, or that moves nodes, where that is not allowed."""
+    with catalog.read() as txn:
+        _check_allowed(txn, rearrange)
+
+
+def open_tip(catalog: Catalog, branch: str, rearrange: bool) -> OpenedSnapshot:
+    """The newest snapshot of a branch, for a session that writes, or that moves nodes."""
+    with catalog.read() as txn:
+        _check_allowed(txn, rearrange)  # not only with the commit
+        seq = refs.lookup_branch(txn, branch)
+        return OpenedSnapshot(snapshots.lookup_id(txn, seq), snapshots.view_snapshot(txn, seq))
+
+
+def _at_time(txn: Transaction, seq: int, branch: str | None, as_of: datetime) -> int:
+    if branch is None or getattr(as_of, "tzinfo", None) is None:
+        raise InvalidInputError(
+            f"as_of={as_of!r} goes with a branch, and needs a time zone: datetime(2024, 8, 1, tzinfo=UTC)",
+            ErrorKind.INVALID_ARGUMENT,
+        )
+    found = snapshots.find_as_of(txn, seq, to_microseconds(as_of))
+    if found is None:
+        raise SnapshotNotFoundError(
+            f"branch {branch!r} had no snapshot at {as_of.isoformat()} yet", ErrorKind.NO_SNAPSHOT_AT_TIME
+        )
+    return found
+
+
+def _check_allowed(txn: Transaction, rearrange: bool) -> None:
+    check_online(txn)
+    if rearrange:
+        check_feature(txn, "move_node")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -20,7 +21,7 @@ from icelite.budget import MAX_SEGMENTS
 from icelite.catalog.database import Transaction
 from icelite.catalog.settings import find_setting, save_setting
 from icelite.catalog.values import damaged
-from icelite.config import VirtualChunkContainer
+from icelite.config import RepositoryConfig, VirtualChunkContainer
 from icelite.credentials import AnyCredential, AnyS3Credential, LocalFileSystemAccess, S3Credentials, S3Options
 from icelite.errors import ErrorKind, InvalidInputError, has_secret, shown
 from icelite.objects import Connect, NoObjects, Objects, ReadOnlyObjects, RemoteObjects, S3Connect
@@ -34,6 +35,7 @@ from icelite.storage import (
     is_encodable,
 )
 from icelite.types import CROCKFORD, new_snapshot_id
+from icelite.virtual import VirtualAccess
 from icelite.virtual.urls import relative_path
 
 SETTING = "objects"
@@ -41,7 +43,9 @@ SCHEMES = ("s3", "gs", "az", "abfs", "memory")
 
 OWN_FOLDER = re.compile(f"[{CROCKFORD}]{{20}}")
 
+Storage = str | os.PathLike[str] | StorageConfig
 ObjectStorage = str | os.PathLike[str] | StorageConfig
+Access = Mapping[str, AnyCredential | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,3 +266,31 @@ def find_place(root: str | None, given: ObjectStorage | None, storage: StorageCo
 def open_objects(place: ObjectsFolder | None, root: str | None) -> Objects | NoObjects:
     """What reads and writes the objects of a repository."""
     return NoObjects(root) if place is None else place.objects()
+
+
+def open_access(
+    storage: StorageConfig,
+    containers: Mapping[str, VirtualChunkContainer],
+    config: RepositoryConfig | None,
+    access: Access | None,
+    place: ObjectsFolder | None,
+    at_home: bool,
+    in_force: RepositoryConfig,
+) -> VirtualAccess:
+    """What a repository may read: the caller's containers and credentials, and the place of its objects."""
+    given = (config.virtual_chunk_containers if config is not None else None) or {}
+    declared = {prefix: container for prefix, container in given.items() if not container.from_catalog}
+    allowed = dict(access or {})
+    if place is not None and "://" in place.root:  # not under the catalog's directory: the caller allowed it
+        declared[place.url] = place.container()
+        allowed[place.url] = place.authorization()
+    return VirtualAccess(
+        directory=storage.directory,
+        at_home=at_home,
+        containers=containers,
+        declared=declared,
+        access=allowed,
+        catalog=storage.path,
+        address=storage.address,
+        signed=in_force.store_signed_urls,
+    )

@@ -1,4 +1,4 @@
-"""The repository that a call writes to: opened, or made and, if nothing comes of it, removed again."""
+"""How other parts of icelite open a repository: for one call that writes to it, and for `IceliteStore`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from icelite.catalog.creation import remove_unused
-from icelite.config import RepositoryConfig
+from icelite.config import RepositoryConfig, StoreConfig
 from icelite.credentials import AnyCredential
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError
+from icelite.repository.names import MAIN
+from icelite.repository.native import Storage
 from icelite.repository.repository import Repository
+from icelite.session import Session
 from icelite.storage import StorageConfig
 
 
@@ -51,3 +54,23 @@ def open_or_make(
             remove_unused(storage)
         raise
     repository.close()
+
+
+class StoreOpener:
+    """Opens a repository for the store-first API of `IceliteStore`."""
+
+    def create(self, storage: Storage, config: StoreConfig | None) -> Session:
+        """A writable session on a new repository."""
+        given = config or StoreConfig()
+        return Repository.create(storage, given.repository_config(), given.authorizations()).writable_session(MAIN)
+
+    def open(self, storage: Storage, config: StoreConfig | None) -> Session:
+        """A writable session on an existing repository."""
+        given = config or StoreConfig()
+        return Repository.open(storage, given.repository_config(), given.authorizations()).writable_session(MAIN)
+
+    def open_or_create(self, storage: Storage, config: StoreConfig | None) -> Session:
+        """A writable session on a repository that is made where there is none."""
+        given = config or StoreConfig()
+        repository = Repository.open_or_create(storage, given.repository_config(), given.authorizations())
+        return repository.writable_session(MAIN)

@@ -21,7 +21,7 @@ from icelite.errors import ErrorKind, InvalidInputError, NodeNotFoundError, Read
 from icelite.keys import check_path
 from icelite.objects import NoObjects, Objects
 from icelite.payload import Payloads
-from icelite.session.asynchronous import call_off_loop, in_thread, pages
+from icelite.session.asynchronous import call_off_loop, in_pages, in_thread, pages
 from icelite.session.chunks import (
     ChunkBatch,
     Position,
@@ -445,9 +445,8 @@ class Session:
     async def chunk_coordinates(self, array_path: str, batch_size: int = 1000) -> AsyncIterator[Position]:
         """The grid positions of all chunks that are there; raises as `chunk_type`."""
         entry, _ = await self.off_loop(self.changes.nodes.lookup_array, check_path(array_path))
-        async for page in pages(self.changes.chunks.sizes(entry.node.node_id), POSITIONS_AT_ONCE):
-            for chunk, _ in page:
-                yield tuple(chunk_position(chunk))
+        async for chunk, _ in in_pages(self.changes.chunks.sizes(entry.node.node_id), POSITIONS_AT_ONCE):
+            yield tuple(chunk_position(chunk))
 
     async def array_chunk_iterator(self, array_path: str, batch_size: int = 100_000) -> AsyncIterator[ChunkBatch]:
         """All references of an array, in batches of aligned columns, as Icechunk gives them.

@@ -193,9 +193,9 @@ def test_reading_goes_on(repo: Repository) -> None:
 # read-only.
 UNASKED = {
     "administration.set_status",
-    "repeating.repeat_write",
-    "repeating.write",
-    "drafts.remove_unused",
+    "database.repeat_write",
+    "database.write",
+    "creation.remove_unused",
     "importing.run",
 }
 

@@ -115,7 +115,7 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", fail)  # that of the directory may fail
     Repository.create(tmp_path / "a.icelite")
-    monkeypatch.setattr("icelite.repository.repository._initialize", fail)
+    monkeypatch.setattr("icelite.repository.administration.initialize", fail)
     with pytest.raises(StorageError, match="No space left") as caught:
         Repository.create(tmp_path / "b.icelite")
     assert caught.value.kind == "storage-full"
