@@ -198,15 +198,18 @@ open = Repository.open
 # What imports optional packages, so only when first asked for: its module, and the extra that brings the packages.
 _EDGES = {
     "dask": ("icelite.dask", "dask"),
+    "drop": ("icelite.archive.dropping", "virtual"),
     "find_format": ("icelite.formats", "virtual"),
     "icechunk": ("icelite.icechunk", "icechunk"),
     "kerchunk": ("icelite.kerchunk", "kerchunk"),
     "make_native": ("icelite.native", "dask"),
     "open_virtual": ("icelite.formats", "virtual"),
     "open_virtual_tree": ("icelite.formats", "virtual"),
+    "replace": ("icelite.archive.updating", "virtual"),
+    "update": ("icelite.archive.updating", "virtual"),
     "virtualizarr": ("icelite.virtualizarr", "virtual"),
     "virtualize": ("icelite.archive.virtualize", "virtual"),
-    "VirtualizeSummary": ("icelite.archive.virtualize", "virtual"),
+    "VirtualizeSummary": ("icelite.archive.summary", "virtual"),
     "xarray": ("icelite.xarray", "xarray"),
 }
 

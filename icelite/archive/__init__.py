@@ -1,5 +1,7 @@
-"""Many files as one dataset of a repository, over years: what `icelite.virtualize` does.
+"""Many files as one dataset of a repository, over years: `virtualize`, `update`, `replace`, `drop`.
 
-`inputs` finds the files, `scan` opens them, `holdings` knows what the repository has already, `layouts` and `fit` say
-whether and how files go together, and `ingestion` puts these in a row.
+What a file is to a group is found by `inputs` (which files), `holdings` (what is there already), `scan` (each opened),
+`layouts` and `fit` (whether they go together), `labels`, `extents`, `steps` and `placing` (where they belong), and kept
+in `findings`. `ingestion` puts these in a row, with `continuation` where the group has steps, and `splice` where they
+move; `records` keeps what references do not say.
 """

@@ -7,7 +7,6 @@ asks for something else. All that does not fit is collected, with what to pass f
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -16,7 +15,9 @@ import numpy as np
 import xarray as xr
 
 from icelite import cf
+from icelite.archive.findings import Misfit
 from icelite.archive.inputs import name_of
+from icelite.archive.labels import decoded, describe_kind
 from icelite.archive.layouts import align_layouts
 from icelite.archive.scan import COPIED, ScannedFile
 from icelite.errors import ErrorKind, InvalidInputError
@@ -28,7 +29,6 @@ Compat: TypeAlias = Literal["equals", "identical", "override"]
 COMPATS = ("equals", "identical", "override")
 
 _LAYOUT = ("data_type", "codecs", "fill_value")
-_SHOWN = 100  # problems in one message
 # How a loaded variable is stored; where files differ in it, the first one's way may not hold all values.
 _STORED = (*cf.TIMES, *cf.PACKING, *cf.FILLS, "dtype")
 _STORED_TIMES = ("dtype", *cf.FILLS, "fill_value")  # of times, whose units are chosen and whose calendar stays
@@ -67,50 +67,22 @@ class Fitting:
         return {name for name, found in dataset.variables.items() if self.concat_dim not in found.dims} - stacked
 
 
-@dataclass(frozen=True, slots=True)
-class Misfit:
-    """One thing in which a file does not fit, with what to do about it."""
-
-    url: str
-    problem: str
-
-
-def refuse(misfits: Sequence[Misfit], against: str) -> None:
-    """Refuse files that do not fit, if there are any, naming all.
-
-    Raises
-    ------
-    InvalidInputError
-        ``invalid-dataset``.
-    """
-    if not misfits:
-        return
-    if len(misfits) == 1:
-        message = f"{misfits[0].url!r} does not fit {against}: {misfits[0].problem}"
-    else:
-        files = len({misfit.url for misfit in misfits})
-        shown = [f"\n  {misfit.url!r}: {misfit.problem}" for misfit in misfits[:_SHOWN]]
-        more = f"\n  and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
-        message = f"{files} files do not fit {against}:{''.join(shown)}{more}"
-    raise InvalidInputError(message, ErrorKind.INVALID_DATASET)
-
-
 def combine_files(files: Sequence[ScannedFile], fitting: Fitting | None, fetch: Fetch) -> xr.Dataset:
-    """One dataset of several files.
+    """One dataset of files that fit each other.
 
     Parameters
     ----------
     files
-        In natural order of their names; as `order_files` has them if there is a dimension.
+        In the order of concatenation, as `align_files` has them; without a dimension, in natural order of their names.
     fitting
         How to join them along a dimension. None: they must hold different variables.
     fetch
-        What reads values that have to be compared or changed.
+        What reads values that have to be changed.
 
     Raises
     ------
     InvalidInputError
-        ``invalid-dataset``, naming every file that does not fit the first, and where.
+        ``invalid-dataset``: without a dimension, two files hold the same variable.
     """
     if len(files) == 1 and (fitting is None or not fitting.stacked(files[0].dataset)):
         return files[0].dataset
@@ -122,164 +94,51 @@ def combine_files(files: Sequence[ScannedFile], fitting: Fitting | None, fetch: 
     return combined
 
 
-# -- in which order -----------------------------------------------------------------------------------------------
+def align_files(files: Sequence[ScannedFile], fitting: Fitting, fetch: Fetch) -> list[ScannedFile]:
+    """The files, stored alike where that changes no value, with what is stacked at every one of their steps."""
+    dim = fitting.concat_dim
+    datasets = [_stack(file.dataset, fitting, fetch) if dim in file.dataset.dims else file.dataset for file in files]
+    return [
+        replace(file, dataset=dataset)
+        for file, dataset in zip(files, align_layouts(datasets, dim) if datasets else [], strict=True)
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The first and the last value of a file's coordinate."""
+def find_misfits(files: Sequence[ScannedFile], fitting: Fitting, fetch: Fetch) -> tuple[list[Misfit], str]:
+    """What does not fit in files that are in the order of concatenation, and the URL of the one they are compared with.
 
-    url: str
-    first: Any
-    last: Any
-
-    def __str__(self) -> str:
-        return f"{name_of(self.url)!r} ({describe_value(self.first)} to {describe_value(self.last)})"
-
-    def follows(self, before: Span, *, backwards: bool) -> bool:
-        """Whether it begins after another one ends."""
-        return bool(self.first < before.last if backwards else self.first > before.last)
-
-
-def order_files(files: Sequence[ScannedFile], concat_dim: str) -> tuple[list[ScannedFile], list[Misfit]]:
-    """The files in the order of their coordinate, and what is wrong with that.
-
-    They stay as they are where the coordinate is not loaded or says nothing of order. Files without any element
-    along the dimension are left out.
-
-    Raises
-    ------
-    InvalidInputError
-        ``invalid-dataset``: no file has an element.
+    That is the first; where many do not fit it, the first of those that most are like.
     """
-    filled = [file for file in files if file.dataset.sizes.get(concat_dim, 1)]
-    if not filled:
-        raise InvalidInputError(
-            f"there is nothing along {concat_dim!r} in {name_of(files[0].url)!r}"
-            + (f" and {len(files) - 1} more files" if len(files) > 1 else ""),
-            ErrorKind.INVALID_DATASET,
-        )
-    values = [find_values(file.dataset, concat_dim) for file in filled]
-    known = [found for found in values if found is not None]
-    if len(known) < len(filled):
-        return filled, []
-    kinds = [describe_kind(found) for found in known]
-    misfits = [
-        Misfit(
-            file.url,
-            f"the coordinate {concat_dim!r} is of the kind {kind}, and {kinds[0]} in {name_of(filled[0].url)!r}; make"
-            " it one kind in all of them (preprocess=, such as lambda ds: ds.convert_calendar(...)), or write it to"
-            " another group",
-        )
-        for file, kind in zip(filled, kinds, strict=True)
-        if kind != kinds[0]
-    ]
-    if misfits or is_placeholder(known):
-        return filled, misfits
-    return _sort(filled, known, concat_dim)
+    if not files:
+        return [], ""
+    model = files[0]
+    misfits = _compare_all(files, model, fitting, fetch)
+    if len({misfit.url for misfit in misfits}) > 1:
+        kinds = [_describe_layout(file.dataset, fitting.concat_dim) for file in files]
+        model = files[kinds.index(max(kinds, key=kinds.count))]
+        misfits = _compare_all(files, model, fitting, fetch) if model is not files[0] else misfits
+    if not misfits and fitting.concat_dim in model.dataset.dims:
+        misfits = check_chunk_borders(files, fitting.concat_dim)
+    return misfits, model.url
 
 
-def _sort(files: Sequence[ScannedFile], values: Sequence[Any], dim: str) -> tuple[list[ScannedFile], list[Misfit]]:
-    directions = [find_direction(found) for found in values]
-    misfits = [
-        Misfit(
-            file.url,
-            f"the coordinate {dim!r} is not strictly increasing or decreasing, so it does not say where the file"
-            " belongs; correct it (preprocess=), or keep it from being loaded (loadable_variables=[]) to take the files"
-            " by name",
-        )
-        for file, direction in zip(files, directions, strict=True)
-        if direction is None
-    ]
-    ways = {direction for direction in directions if direction}
-    if len(ways) > 1:
-        backward = [file for file, direction in zip(files, directions, strict=True) if direction == -1]
-        misfits += [
-            Misfit(
-                file.url,
-                f"the coordinate {dim!r} increases in some files and decreases here: sort them alike (preprocess=)",
-            )
-            for file in backward
-        ]
-    if misfits:
-        return list(files), misfits
-    backwards = ways == {-1}
-    spans = [Span(file.url, found[0], found[-1]) for file, found in zip(files, values, strict=True)]
-    order = sorted(range(len(files)), key=lambda at: spans[at].first, reverse=backwards)
-    pairs = [(spans[before], spans[after]) for before, after in itertools.pairwise(order)]
-    overlaps = [
-        Misfit(
-            after.url, f"the files overlap along {dim!r}: {after} does not come after {before}; leave one of them out"
-        )
-        for before, after in pairs
-        if not after.follows(before, backwards=backwards)
-    ]
-    return [files[at] for at in order], overlaps
+def _compare_all(files: Sequence[ScannedFile], model: ScannedFile, fitting: Fitting, fetch: Fetch) -> list[Misfit]:
+    comparison = Comparison(model, fitting, fetch)
+    return [misfit for file in files if file is not model for misfit in comparison.find_misfits(file)]
 
 
-def is_placeholder(parts: Sequence[Any]) -> bool:
-    """Whether a coordinate is one and the same number everywhere, as some models write it: it says nothing of order."""
-    values = np.concatenate(parts)
-    return values.dtype.kind in "iuf" and len(values) > 1 and bool((values == values[0]).all())
-
-
-def find_values(dataset: xr.Dataset, dim: str) -> Any:
-    """The loaded values of a dimension's coordinate, one or more; None without them, or where they have no order."""
-    variable = dataset.variables.get(dim)
-    if variable is None or is_virtual(variable) or variable.ndim > 1 or not variable.size:
-        return None
-    values = np.atleast_1d(_decoded(variable).values)
-    is_ordered = values.dtype.kind in "iufMm" or (values.dtype.kind == "O" and hasattr(values[0], "calendar"))
-    return values if is_ordered else None
-
-
-def _decoded(variable: xr.Variable) -> xr.Variable:
-    """A variable with its numbers as times, if they are times that were left as numbers."""
-    time = cf.find_time(variable)
-    if time is None or variable.dtype.kind not in "iuf":
-        return variable
-    try:
-        return cf.decode_times(variable, time)
-    except (ValueError, KeyError, OverflowError):  # units that only their reader can decode
-        return variable
-
-
-def find_direction(values: Any) -> int | None:
-    """1 for increasing, -1 for decreasing, 0 for a single value; None for what has no order."""
-    if len(values) == 1:
-        return None if values[0] != values[0] else 0  # NaN or NaT
-    if bool(np.all(values[1:] > values[:-1])):
-        return 1
-    return -1 if bool(np.all(values[1:] < values[:-1])) else None
-
-
-def describe_kind(values: Any) -> str:
-    """What kind of value an array holds: numbers may differ in type, but times not in calendar."""
-    kind = values.dtype.kind
-    if kind == "O" and values.size:
-        value = np.ravel(values[(0,) * values.ndim])[0]
-        return f"{type(value).__name__} ({getattr(value, 'calendar', 'object')})"
-    return "number" if kind in "iufb" else {"M": "datetime64", "m": "timedelta64"}.get(kind, str(kind))
-
-
-def describe_value(value: Any, unit: Literal["auto", "D", "s"] = "auto") -> str:
-    """A coordinate's value for people: times without the parts that are zero or ``unit`` leaves out."""
-    if isinstance(value, np.datetime64):
-        if unit == "auto":
-            unit = "D" if value == value.astype("datetime64[D]") else "s"
-        return str(np.datetime_as_string(value, unit=unit))
-    if hasattr(value, "isoformat"):
-        return str(value.isoformat())[: 10 if unit == "D" else 19]
-    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
-
-
-def describe_range(first: Any, last: Any) -> str:
-    """Two values for people; to the day where that tells them apart."""
-    days = describe_value(first, "D"), describe_value(last, "D")
-    ends = days if days[0] != days[1] else (describe_value(first), describe_value(last))
-    if first == last:
-        ends = days
-    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+def _describe_layout(dataset: xr.Dataset, dim: str) -> str:
+    """What a file's variables are and mean, as text that is the same for files that probably fit each other."""
+    parts = []
+    for name, variable in sorted(dataset.variables.items(), key=str):
+        sizes = {other: size for other, size in variable.sizes.items() if other != dim}
+        meaning = [cf.as_text(key, cf.find_meaning(variable, key)) for key in cf.MEANING if not cf.find_time(variable)]
+        layout = ""
+        if is_virtual(variable):
+            metadata = variable.data.metadata
+            layout = f"{variable.dtype} {chunk_shape(metadata)} {describe_codecs(metadata)}"
+        parts.append(f"{name} {variable.dims} {sizes} {meaning} {layout}")
+    return "\n".join(parts)
 
 
 # -- whether they fit each other ----------------------------------------------------------------------------------
@@ -461,15 +320,9 @@ def check_chunk_borders(files: Sequence[ScannedFile], concat_dim: str) -> list[M
 
 def _concatenate(files: Sequence[ScannedFile], fitting: Fitting, fetch: Fetch) -> xr.Dataset:
     dim = fitting.concat_dim
-    stacked = fitting.stacked(files[0].dataset)
-    is_new = dim not in files[0].dataset.dims
-    datasets = [file.dataset if is_new else _stack(file.dataset, fitting, fetch) for file in files]
-    datasets = align_layouts(datasets, dim)
-    files = [replace(file, dataset=dataset) for file, dataset in zip(files, datasets, strict=True)]
-    comparison = Comparison(files[0], fitting, fetch)
-    misfits = [misfit for file in files[1:] for misfit in comparison.find_misfits(file)]
-    misfits += [] if is_new or misfits else check_chunk_borders(files, dim)
-    refuse(misfits, repr(name_of(files[0].url)))
+    datasets = [file.dataset for file in files]
+    stacked = fitting.stacked(datasets[0])
+    is_new = dim not in datasets[0].dims
     datasets = _with_common_times([ds.set_coords([dim] if dim in ds else []) for ds in datasets], dim, fetch)
     combined = xr.concat(
         datasets,
@@ -504,7 +357,7 @@ def _stack(dataset: xr.Dataset, fitting: Fitting, fetch: Fetch) -> xr.Dataset:
     for name in fitting.stacked(dataset):
         variable = dataset.variables[name]
         if is_virtual(variable):
-            variable = _decoded(read_virtual(variable, fetch))
+            variable = decoded(read_virtual(variable, fetch))
         values = np.broadcast_to(variable.values, (dataset.sizes[dim], *variable.shape)).copy()
         stacked = xr.Variable((dim, *variable.dims), values, variable.attrs, variable.encoding)
         is_coordinate = name in dataset.coords

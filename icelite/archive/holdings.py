@@ -7,8 +7,8 @@ into the metadata of its snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,31 +18,25 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.core.sync import sync
 
 from icelite import cf
-from icelite.archive.fit import (
-    Fitting,
-    Misfit,
-    Span,
-    describe_difference,
-    describe_kind,
-    find_values,
-    is_equal,
-    is_placeholder,
-)
+from icelite.archive.extents import is_referenced, join_path
+from icelite.archive.findings import Misfit
+from icelite.archive.fit import Fitting, describe_difference, is_equal
+from icelite.archive.labels import describe_kind, find_values
+from icelite.archive.records import Recorded, read_records
 from icelite.archive.scan import ScannedFile
 from icelite.catalog.chunks import scan_chunks
 from icelite.catalog.locations import INLINE, lookup_location
-from icelite.errors import ErrorKind, StorageError
+from icelite.errors import InvalidInputError, StorageError
 from icelite.metadata import array_info
-from icelite.types import Location, SourceStamp
+from icelite.types import ChunkType, Location, SourceStamp
 from icelite.virtual.stamps import SECOND, contradicts, describe
-from icelite.virtualizarr.arrays import Fetch, chunk_shape, hash_bytes, is_virtual, read_virtual
+from icelite.virtualizarr.arrays import Fetch, chunk_shape, hash_bytes, is_virtual, read_virtual, stored_metadata
+from icelite.virtualizarr.target import check_layout
 
 if TYPE_CHECKING:
     from icelite.repository import Repository
     from icelite.session import Session
     from icelite.store import IceliteStore
-
-METADATA = "virtualize"  # key of a snapshot's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +50,20 @@ class Holdings:
     referenced
         The locations that its chunks are in, by path.
     recorded
-        Sources that earlier calls added and that no chunk is in: location path to stamp.
-    hashes
-        Of variables that all files share, as the first call found them.
+        What earlier calls recorded.
     """
 
     arrays: list[str] = field(default_factory=list)
     referenced: dict[str, list[Location]] = field(default_factory=dict)
-    recorded: dict[str, SourceStamp] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    def knows(self, path: str) -> bool:
-        """Whether the source with this location path was added before."""
-        return path in self.referenced or path in self.recorded
+    recorded: Recorded = field(default_factory=Recorded)
 
     def stamps(self, path: str) -> list[SourceStamp]:
-        """What such a source looked like when it was added."""
+        """What the source with this location path looked like when it was added, or taken out; none for a new one."""
+        if path in self.recorded.dropped:
+            return [self.recorded.dropped[path]]
         if path in self.referenced:
             return [SourceStamp(found.size, found.etag, found.modified_at) for found in self.referenced[path]]
-        return [self.recorded[path]]
+        return [self.recorded.others[path]] if path in self.recorded.others else []
 
 
 def find_holdings(repository: Repository, session: Session, group: str) -> Holdings:
@@ -91,50 +80,74 @@ def find_holdings(repository: Repository, session: Session, group: str) -> Holdi
             location_ids.update(np.unique(block.location_ids).tolist())
     for location_id in sorted(location_ids - {INLINE}):
         location = lookup_location(catalog, location_id)
+        if location.kind != ChunkType.virtual:
+            continue
         holdings.referenced.setdefault(location.path, []).append(location)
-    if nodes:
-        for info in repository.ancestry(snapshot_id=session.snapshot_id):
-            record = info.metadata.get(METADATA)
-            if isinstance(record, dict) and record.get("group") == group:
-                for path, stamp in dict(record.get("other_sources") or {}).items():
-                    holdings.recorded.setdefault(path, SourceStamp(*stamp))
-                holdings.hashes.update(record.get("shared") or {})  # the oldest one is the last one met
-    return holdings
+    recorded = read_records(repository, session, group) if nodes else Recorded()
+    return replace(holdings, recorded=recorded)
 
 
-def split_known(urls: Iterable[str], session: Session, holdings: Holdings) -> tuple[list[str], list[str]]:
-    """The URLs that are new, and those that the group holds already, which must not have changed since.
+@dataclass(frozen=True, slots=True)
+class SortedSources:
+    """Sources by what the group has of them.
+
+    Attributes
+    ----------
+    new
+        Those that it does not have; also those that were taken out, and changed since.
+    known, dropped
+        Those that it has, and those that were taken out of it, and are as they were.
+    changed
+        Those that it has in another state: URL to both states.
+    """
+
+    new: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+
+
+def sort_sources(urls: Iterable[str], session: Session, holdings: Holdings) -> SortedSources:
+    """What a group has of some sources, each of which is looked at.
 
     Raises
     ------
     StorageError
-        ``virtual-chunk-modified``, naming a known file that changed; ``virtual-chunk-fetch``.
+        ``virtual-chunk-fetch``.
     InvalidInputError
         ``invalid-virtual-ref``, ``no-container-for-virtual-chunk``.
     """
-    new, known = [], {}
-    for url in urls:
-        path = session.access.locate(url).path
-        if holdings.knows(path):
-            known[url] = path
+    places = {url: session.access.locate(url) for url in urls}
+    paths = {url: place.path for url, place in places.items()}
+    for place in places.values():
+        session.access.allow(place)  # who names a file to refer to it may read what is referred to
+    stamped = [url for url, path in paths.items() if any(old.size is not None for old in holdings.stamps(path))]
+    now = session.access.stamps(stamped)
+    found = SortedSources()
+    for url, path in paths.items():
+        states = holdings.stamps(path)
+        change = _find_change(url, path, now.get(url, SourceStamp()), states, session)
+        if not states or (change and path in holdings.recorded.dropped):
+            found.new.append(url)
+        elif change:
+            found.changed[url] = change
+        elif path in holdings.recorded.dropped:
+            found.dropped.append(url)
         else:
-            new.append(url)
-    recorded_files = [url for url, path in known.items() if any(old.size is not None for old in holdings.stamps(path))]
-    for url, stamp in session.access.stamps(recorded_files).items():
-        path = known[url]
-        check_time = "://" in path or session.access.at_home  # as when it is read
-        for recorded in holdings.stamps(path) if stamp.size is not None else ():
-            resolution = 1 if url.startswith("file://") else SECOND
-            if recorded.size is not None and contradicts(  # else it was not looked at, or has a limit in time
-                stamp, recorded, check_time=check_time, resolution=resolution
-            ):
-                raise StorageError(
-                    f"source {url!r} is in the repository already, and changed since it was added: recorded"
-                    f" {describe(recorded)}, found {describe(stamp)}; restore it, or reset the branch to the"
-                    " snapshot before it and add it again",
-                    ErrorKind.VIRTUAL_CHUNK_MODIFIED,
-                )
-    return new, list(known)
+            found.known.append(url)
+    return found
+
+
+def _find_change(url: str, path: str, now: SourceStamp, states: Sequence[SourceStamp], session: Session) -> str | None:
+    """How a source differs from what was recorded of it; None where it does not."""
+    check_time = "://" in path or session.access.at_home  # as when it is read
+    resolution = 1 if url.startswith("file://") else SECOND
+    for recorded in states if now.size is not None else ():
+        if recorded.size is not None and contradicts(  # else it was not looked at, or has a limit in time
+            now, recorded, check_time=check_time, resolution=resolution
+        ):
+            return f"recorded {describe(recorded)}, found {describe(now)}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +156,6 @@ class StoredVariables:
 
     Attributes
     ----------
-    dataset
-        Those along the dimension, decoded; values are read when they are needed.
     arrays
         As they are stored, by name.
     hashes
@@ -153,18 +164,49 @@ class StoredVariables:
 
     store: IceliteStore
     path: str
-    dataset: xr.Dataset
     arrays: Mapping[str, ArrayV3Metadata]
     hashes: Mapping[str, str] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)  # of what is stored, each read once
+
+    def open(self, name: str) -> xr.Variable:
+        """One variable, decoded; its values are read when they are needed, those of times in part.
+
+        Raises
+        ------
+        StorageError
+            A file of it is not there any more, or changed.
+        """
+        dataset = xr.open_dataset(
+            cast(Any, self.store),
+            engine="icelite",
+            group=self.path or None,
+            chunks=None,
+            cache=False,
+            drop_variables=self.arrays.keys() - {name},
+        )
+        return dataset.variables[name]
+
+    def is_virtual(self, name: str) -> bool:
+        """Whether any chunk of a variable is in a file."""
+        entry, _ = self.store.session.changes.nodes.lookup_array(join_path(self.path, name))
+        blocks = self.store.session.changes.chunks.columns(entry.node.node_id)
+        return any(is_referenced(self.store.session, block) for block in blocks)
+
+    def find_labels(self, dim: str) -> Any:
+        """The values of the dimension's coordinate; None where there is none, or it has no order."""
+        return find_values(xr.Dataset({dim: self.open(dim)}), dim) if dim in self.arrays else None
 
     def find_misfits(self, file: ScannedFile, fitting: Fitting, fetch: Fetch) -> list[Misfit]:
-        """All in which a file does not fit what is stored."""
+        """All in which a file, made ready to be stored, does not fit what is stored."""
+        problems = [*self._compare_sizes(file.dataset, fitting.concat_dim)]
+        if problems:
+            return [Misfit(file.url, problem) for problem in problems]
         problems = [*self._compare_names(file.dataset, fitting)]
         for name, variable in file.dataset.variables.items():
             array = self.arrays.get(str(name))
             if array is None:
                 continue
-            if fitting.concat_dim in variable.dims or str(name) in fitting.stack:
+            if fitting.concat_dim in variable.dims:
                 problems += self._compare_growing(str(name), variable, array)
             elif fitting.compat != "override" and variable.dims == (array.dimension_names or ()):
                 problems += self._compare_shared(str(name), variable, array, file.hashes.get(str(name)), fetch)
@@ -177,6 +219,20 @@ class StoredVariables:
             for name, variable in dataset.variables.items()
             if str(name) in self.arrays and self.arrays[str(name)].dimension_names == (dim, *variable.dims)
         )
+
+    def _compare_sizes(self, dataset: xr.Dataset, concat_dim: str) -> Iterator[str]:
+        sizes = {
+            dim: size
+            for name, array in self.arrays.items()
+            if name in dataset.variables
+            for dim, size in zip(array.dimension_names or (), array.shape, strict=False)
+        }
+        for dim, size in dataset.sizes.items():
+            if dim != concat_dim and sizes.get(str(dim), size) != size:
+                yield (
+                    f"the grids differ: {str(dim)!r} has length {size} instead of {sizes[str(dim)]};"
+                    " write it to another group"
+                )
 
     def _compare_names(self, dataset: xr.Dataset, fitting: Fitting) -> Iterator[str]:
         dim = fitting.concat_dim
@@ -194,20 +250,45 @@ class StoredVariables:
 
     def _compare_growing(self, name: str, variable: xr.Variable, array: ArrayV3Metadata) -> Iterator[str]:
         if is_virtual(variable):
-            return  # what is written is compared with the array
-        known = self.dataset.variables[name]
+            yield from self._compare_layout(name, variable, array)
+            return
         units = variable.attrs.get("units"), array.attributes.get("units")
-        kinds = describe_kind(variable), describe_kind(known)
         if units[0] != units[1] and variable.dtype.kind not in "MmO":  # times in other units are converted
             yield (
                 f"{name!r} is in {units[0]!r}, and stored in {units[1]!r}; convert it (preprocess=), or write it to"
                 " another group"
             )
-        elif kinds[0] != kinds[1] and not cf.is_time(variable.attrs):
+            return
+        if cf.is_time(variable.attrs):
+            return
+        try:
+            kinds = describe_kind(variable), describe_kind(self.open(name))
+        except StorageError as error:
+            yield f"{name!r} cannot be compared with what is stored: {error.message}"
+            return
+        if kinds[0] != kinds[1]:
             yield (
                 f"{name!r} is of the kind {kinds[0]}, and stored as {kinds[1]}; convert it (preprocess=, such as"
                 " lambda ds: ds.convert_calendar(...)), or write it to another group"
             )
+
+    def _compare_layout(self, name: str, variable: xr.Variable, array: ArrayV3Metadata) -> Iterator[str]:
+        path = join_path(self.path, name)
+        try:
+            metadata = stored_metadata(path, variable)
+            check_layout(path, metadata, array)
+        except InvalidInputError as error:
+            yield error.message
+            return
+        for key in cf.MEANING:
+            ours, theirs = (
+                cf.as_text(key, attributes.get(key)) for attributes in (metadata.attributes, array.attributes)
+            )
+            if ours != theirs:
+                yield (
+                    f"variable {name!r} has the {key} {ours}, and what is stored {theirs}; make it equal"
+                    f" (loadable_variables=[..., {name!r}] or preprocess=)"
+                )
 
     def _compare_shared(
         self, name: str, variable: xr.Variable, array: ArrayV3Metadata, found: str | None, fetch: Fetch
@@ -217,9 +298,9 @@ class StoredVariables:
             yield f"{name!r} is in {units[0]!r}, and stored in {units[1]!r}; convert it (preprocess=)"
             return
         try:
-            if found is not None and found == hash_stored(self.store, self._join(name), array):
+            if found is not None and found == self._hash(name, array):
                 return
-            stored = open_stored(self.store, self.path, {name}, self.arrays).variables[name].load()
+            stored = self.open(name).load()
         except StorageError as error:  # its file is not there any more
             if found is None or found != self.hashes.get(name):
                 yield f"{name!r} cannot be compared with what is stored: {error.message}; pass compat='override'"
@@ -232,42 +313,10 @@ class StoredVariables:
                 f" group, take what is stored (compat='override') or leave it out (drop_variables=[{name!r}])"
             )
 
-    def _join(self, name: str) -> str:
-        return f"{self.path}/{name}".lstrip("/")
-
-    def find_disorder(self, files: Sequence[ScannedFile], dim: str) -> list[Misfit]:
-        """The first of some files, in order, if it does not come after what is stored."""
-        before, after = find_values(self.dataset, dim), find_values(files[0].dataset, dim)
-        if before is None or after is None or describe_kind(before) != describe_kind(after):
-            return []
-        if is_placeholder([before, after]):
-            return []
-        held, added = Span("what is stored", before[0], before[-1]), Span(files[0].url, after[0], after[-1])
-        if added.follows(held, backwards=bool(len(before) > 1 and before[-1] < before[0])):
-            return []
-        within = bool(np.isin(after, before).any())
-        problem = (
-            f"the files overlap along {dim!r}: {added} does not come after {held}; leave it out, or write it over what"
-            f" is stored (to_icelite(..., region={{{dim!r}: 'auto'}}))"
-            if within
-            else f"{added} comes late along {dim!r}: it does not come after {held}, and files are appended at the end;"
-            " leave it out, or write all files to another group"
-        )
-        return [Misfit(files[0].url, problem)]
-
-
-def open_stored(
-    store: IceliteStore, path: str, wanted: Collection[str], arrays: Mapping[str, ArrayV3Metadata]
-) -> xr.Dataset:
-    """Some variables of a group, decoded; those that are times are looked into, so their files must be there."""
-    return xr.open_dataset(
-        cast(Any, store),
-        engine="icelite",
-        group=path or None,
-        chunks=None,
-        cache=False,
-        drop_variables=arrays.keys() - wanted,
-    )
+    def _hash(self, name: str, array: ArrayV3Metadata) -> str:
+        if name not in self._hashes:
+            self._hashes[name] = hash_stored(self.store, join_path(self.path, name), array)
+        return self._hashes[name]
 
 
 def hash_stored(store: IceliteStore, path: str, metadata: ArrayV3Metadata) -> str:
@@ -287,8 +336,3 @@ def hash_stored(store: IceliteStore, path: str, metadata: ArrayV3Metadata) -> st
                 yield index, data.to_bytes()
 
     return hash_bytes(chunks())
-
-
-def record_of(stamp: SourceStamp | None) -> list[Any]:
-    """A stamp as JSON."""
-    return [None, None, None] if stamp is None else [stamp.size, stamp.etag, stamp.modified_at]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from icelite.errors import ErrorKind, InvalidInputError, StorageError
+from icelite.errors import ErrorKind, InvalidInputError, StorageError, has_secret
 from icelite.types import SourceStamp
 from icelite.virtual.s3 import S3Object
 
@@ -23,6 +23,7 @@ Sources: TypeAlias = Source | Iterable[Source]
 
 _MAGIC = re.compile(r"[*?\[]")
 _STORE_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")  # what makes a directory one source
+_NAMES = 100  # of single sources that a catalog records
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -63,6 +64,28 @@ def list_inputs(sources: Sources, access: VirtualAccess, catalog: str | None = N
     if not found:
         raise InvalidInputError("there is no source: sources is empty", ErrorKind.INVALID_ARGUMENT)
     return sorted(found, key=natural_key)
+
+
+def record_sources(sources: Sources, directory: str | None) -> list[str]:
+    """Sources as a catalog records them: those below its directory relative to it, and none with a signature in it."""
+    listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    recorded = []
+    for text in [os.fspath(source) for source in listed]:
+        scheme, mark, rest = text.partition("://")
+        if mark and scheme != "file":
+            recorded += [] if has_secret(text) else [text]
+            continue
+        path = os.path.abspath(os.path.expanduser(rest if mark else text))
+        inside = directory is not None and os.path.commonpath([path, directory]) == directory
+        recorded.append(os.path.relpath(path, directory) if inside else path)
+    return recorded
+
+
+def keep_sources(recorded: Iterable[str], new: Iterable[str]) -> list[str]:
+    """The recorded sources of a group with those of one more call; beside patterns, single names are left out."""
+    together = list(dict.fromkeys([*recorded, *new]))
+    patterns = [text for text in together if _MAGIC.search(text)]
+    return patterns or (together if len(together) <= _NAMES else [])
 
 
 def natural_key(name: str) -> list[str | int]:

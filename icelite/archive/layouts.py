@@ -18,7 +18,14 @@ import xarray as xr
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from icelite.store.references import MISSING
-from icelite.virtualizarr.arrays import References, chunk_shape, describe_codecs, is_virtual, read_references
+from icelite.virtualizarr.arrays import (
+    References,
+    chunk_shape,
+    describe_codecs,
+    is_virtual,
+    read_references,
+    stored_metadata,
+)
 
 
 def align_layouts(datasets: Sequence[xr.Dataset], concat_dim: str) -> list[xr.Dataset]:
@@ -49,6 +56,54 @@ def fit_stored(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], conca
             if adapted is not variable:
                 changes[name] = adapted
     return _replace(dataset, changes) if changes else dataset
+
+
+def fill_missing(dataset: xr.Dataset, models: Mapping[str, xr.Variable], concat_dim: str) -> xr.Dataset:
+    """The dataset with virtual variables that it lacks, without a chunk, where what is not stored reads as missing.
+
+    Parameters
+    ----------
+    models
+        By name, virtual variables along the dimension as others have them.
+    """
+    length = dataset.sizes.get(concat_dim, 1)
+    added = {
+        name: unwritten_like(model, concat_dim, length)
+        for name, model in models.items()
+        if name not in dataset.variables and _reads_as_missing(model)
+    }
+    return _replace(dataset, added) if added else dataset
+
+
+def unwritten_like(model: xr.Variable, concat_dim: str, length: int) -> xr.Variable:
+    """A virtual variable without any chunk, that is as another one but for its length along a dimension."""
+    metadata = model.data.metadata
+    shape = tuple(length if dim == concat_dim else size for dim, size in model.sizes.items())
+    grid = tuple(-(-size // chunk) for size, chunk in zip(shape, chunk_shape(metadata), strict=True))
+    return _with_array(model, dataclasses.replace(metadata, shape=shape), _no_references(grid))
+
+
+def as_virtual(metadata: ArrayV3Metadata) -> xr.Variable:
+    """A virtual variable without any chunk, for an array that is stored."""
+    names = metadata.dimension_names or ()
+    grid = tuple(-(-size // chunk) for size, chunk in zip(metadata.shape, chunk_shape(metadata), strict=True))
+    placeholder = xr.Variable(names, np.empty((0,) * len(names)), dict(metadata.attributes))
+    return _with_array(placeholder, metadata, _no_references(grid))
+
+
+def _no_references(grid: tuple[int, ...]) -> References:
+    nothing = np.zeros(math.prod(grid), np.int64)
+    return References(grid, [], nothing + MISSING, nothing, nothing, {})
+
+
+def _reads_as_missing(variable: xr.Variable) -> bool:
+    """Whether a chunk that is not stored is decoded to missing values."""
+    metadata = variable.data.metadata
+    attributes = stored_metadata("missing", variable).attributes
+    raw = xr.Variable((), np.asarray(metadata.fill_value, metadata.data_type.to_native_dtype()), attributes)
+    if isinstance(attributes.get("_FillValue"), str):
+        raw.attrs["_FillValue"] = xr.backends.zarr.FillValueCoder.decode(attributes["_FillValue"], raw.dtype)
+    return bool(xr.conventions.decode_cf_variable("missing", raw, decode_times=False).isnull().values.all())
 
 
 def _replace(dataset: xr.Dataset, changes: Mapping[Any, xr.Variable]) -> xr.Dataset:
@@ -158,9 +213,8 @@ def _adopt(variable: xr.Variable, target: ArrayV3Metadata) -> xr.Variable:
     if _is_unwritten(variable) and len(own.shape) == len(target.shape):
         chunks = chunk_shape(target)
         grid = tuple(-(-size // chunk) for size, chunk in zip(own.shape, chunks, strict=True))
-        nothing = np.zeros(math.prod(grid), np.int64)
         metadata = dataclasses.replace(_with_chunks(own, chunks), codecs=target.codecs)
-        return _with_array(variable, metadata, References(grid, [], nothing + MISSING, nothing, nothing, {}))
+        return _with_array(variable, metadata, _no_references(grid))
     if describe_codecs(own) != describe_codecs(target):
         return variable
     from virtualizarr.manifests import ManifestArray

@@ -166,7 +166,6 @@ def scan_files(
     parsing: Parsing,
     *,
     workers: int | None = None,
-    skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> list[Scanned]:
     """Open files as virtual datasets.
@@ -176,8 +175,6 @@ def scan_files(
     workers
         Processes; 1 for this one only. By default one for each CPU that this process may use, if there are enough
         files to be worth it.
-    skip_broken
-        Go on after a file that cannot be opened.
     progress
         Called with the number of files that are done and of all.
 
@@ -189,14 +186,12 @@ def scan_files(
     Raises
     ------
     InvalidInputError, StorageError
-        As `open_virtual`, for the first broken file that is met unless ``skip_broken``.
+        ``invalid-argument`` for ``workers``; ``unreadable-source``: a process ended unexpectedly.
     """
     count = _worker_count(workers, len(urls))
     done: dict[str, Scanned] = {}
     with _results(urls, parsing, count) as results:
         for scanned in results:
-            if scanned.problem is not None and not skip_broken:
-                raise scanned.problem
             done[scanned.url] = scanned
             if progress is not None:
                 progress(len(done), len(urls))

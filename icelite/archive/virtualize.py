@@ -7,15 +7,19 @@ on the way leaves the repository as it was, and a catalog that was made for the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, cast
 
 import xarray as xr
 
+from icelite.archive.findings import Policy, Prefer
 from icelite.archive.fit import COMPATS, Compat, Fitting
-from icelite.archive.ingestion import Ingestion, VirtualizeSummary
-from icelite.archive.inputs import Sources
+from icelite.archive.ingestion import Ingestion
+from icelite.archive.inputs import Sources, record_sources
 from icelite.archive.scan import Parsing
+from icelite.archive.summary import VirtualizeSummary
 from icelite.config import RepositoryConfig, VirtualChunkContainer, longest_covering, normalize_prefix
 from icelite.credentials import AnyCredential
 from icelite.errors import ErrorKind, InvalidInputError
@@ -48,7 +52,16 @@ def virtualize(
     compat: Compat = "equals",
     stack: Iterable[str] | None = None,
     preprocess: Callable[[xr.Dataset], xr.Dataset] | None = None,
+    on_late: Literal["raise", "insert", "skip"] = "raise",
+    on_changed: Literal["raise", "replace", "skip"] = "raise",
+    on_duplicate: Literal["raise", "newest", "skip"] = "raise",
+    on_misfit: Literal["raise", "skip"] = "raise",
+    on_broken: Literal["raise", "skip"] = "raise",
+    on_dropped: Literal["skip", "insert"] = "skip",
     skip_broken: bool = False,
+    prefer: Prefer | None = None,
+    missing: Literal["raise", "fill"] = "raise",
+    dry_run: bool = False,
     workers: int | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
     on_unreadable: Literal["skip", "raise"] = "skip",
@@ -60,6 +73,8 @@ def virtualize(
     """Reference files from a repository, as one dataset, and commit that as one snapshot.
 
     Run it again with more files, such as the same glob a month later, and only the new ones are scanned and appended.
+    What is wrong with any file is found before anything is written, and told of all files at once; ``on_late`` and what
+    follows it say what to do instead. `icelite.update` is this call as it may run every night.
 
     >>> icelite.virtualize("data/*.nc", "ocean.icelite", concat_dim="time")  # doctest: +SKIP
     <icelite.VirtualizeSummary snapshot_id='B5MB4D12XBG5PXQZBPGG' added=31, known=0, broken=0, references=124, copied=0>
@@ -93,8 +108,26 @@ def virtualize(
         Variables without ``concat_dim`` that get it, such as the time of each model run: every file's value is kept.
     preprocess
         Called with each file's dataset before they are combined; its ``encoding["source"]`` is the URL.
-    skip_broken
-        Leave out files that cannot be parsed, instead of stopping at the first.
+    on_late
+        Of files that belong before or between others: ``"insert"`` puts them there; references behind them get other
+        grid positions, and no data is written.
+    on_changed
+        Of files that are not as they were when they were added: ``"replace"`` takes their new state, also if they grew.
+    on_duplicate
+        Of files with the same steps as another: ``"newest"`` keeps the newest, ``"skip"`` the one that is there.
+    on_misfit
+        Of files that do not fit the others, or overlap them: ``"skip"`` leaves them out.
+    on_broken
+        Of files that cannot be parsed: ``"skip"`` leaves them out; ``skip_broken=True`` is the same.
+    on_dropped
+        Of files that `icelite.drop` took out, and that did not change since: ``"insert"`` has them again.
+    prefer
+        Which of files with the same steps is the newest: patterns of names, the best first, or a function that gives
+        the greatest value for the URL of the best one. By default the modification time says it, then the name.
+    missing
+        ``"fill"`` adds files that lack a referenced variable which has a fill value; it is missing there.
+    dry_run
+        Write nothing, and raise nothing that is about a single file: the summary says what would be done.
     workers
         Processes that scan; 1 for this one only. By default one for each CPU, from 64 files on.
     config, authorize_virtual_chunk_access
@@ -108,7 +141,7 @@ def virtualize(
     ------
     InvalidInputError
         ``invalid-argument``: nothing matches; ``unknown-format`` and others of ``open_virtual`` for a broken file;
-        ``invalid-dataset``: files that do not fit each other or what is stored, or overlap, naming one;
+        ``invalid-dataset``: files that do not fit each other or what is stored, or come late, or overlap, naming all;
         ``unauthorized-virtual-chunk-container``: a bucket without credentials.
     StorageError
         ``unreadable-source``; ``virtual-chunk-modified`` for a file of the repository that changed since it was added.
@@ -117,17 +150,8 @@ def virtualize(
     ConflictError, RebaseFailedError
         Somebody else wrote to the same group meanwhile: run it again.
     """
-    ingestion = Ingestion(
-        _fitting(concat_dim, compat, stack),
-        append,
-        check_path(group or ""),
-        branch,
-        message,
-        skip_broken,
-        workers,
-        progress,
-        registry,
-    )
+    on_broken = "skip" if skip_broken else on_broken
+    policy = Policy(on_late, on_changed, on_duplicate, on_misfit, on_broken, missing, prefer, on_dropped)
     parsing = Parsing(
         options={
             "parser": parser,
@@ -140,22 +164,84 @@ def virtualize(
         },
         preprocess=preprocess,
     )
+    ingestion = Ingestion(
+        make_fitting(concat_dim, compat, stack),
+        append,
+        check_path(group or ""),
+        branch,
+        message,
+        policy.lenient() if dry_run else policy,
+        workers,
+        progress,
+        registry,
+        dry_run=dry_run,
+    )
+    with opened(repository, config, authorize_virtual_chunk_access, append is not True, dry_run) as found:
+        catalog = found.storage.path
+        directory = None if catalog is None else os.path.dirname(os.path.abspath(catalog))
+        making = describe_making(parsing, ingestion.fitting, record_sources(sources, directory))
+        return replace(ingestion, making=making).run(sources, found, parsing)
+
+
+@contextmanager
+def opened(
+    repository: str | os.PathLike[str] | StorageConfig | Repository,
+    config: RepositoryConfig | None,
+    access: Access | None,
+    create: bool,
+    dry_run: bool = False,
+) -> Iterator[Repository]:
+    """The repository that a call is about, made if there is none; in a dry run none is made.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument``: ``config`` or ``access`` beside an open repository.
+    RepositoryNotFoundError, FormatError, StorageError
+        As `Repository.open`.
+    """
     if isinstance(repository, Repository):
-        if config is not None or authorize_virtual_chunk_access is not None:
+        if config is not None or access is not None:
             raise InvalidInputError(
                 "config and authorize_virtual_chunk_access go with a path: an open repository has its own"
                 " (Repository.reopen gives one with others)",
                 ErrorKind.INVALID_ARGUMENT,
             )
         with heard_interrupts():
-            return ingestion.run(sources, repository, parsing)
-    storage, access = as_storage(repository), authorize_virtual_chunk_access
+            yield repository
+        return
+    storage = as_storage(repository)
     config = _with_containers(config, access)
-    with heard_interrupts(), open_or_make(storage, config, access, create=append is not True) as found:
-        return ingestion.run(sources, found, parsing)
+    if dry_run and create and not Repository.exists(storage):
+        storage = StorageConfig.memory()
+    with heard_interrupts(), open_or_make(storage, config, access, create=create) as found:
+        yield found
 
 
-def _fitting(concat_dim: str | None, compat: str, stack: Iterable[str] | None) -> Fitting | None:
+def describe_making(parsing: Parsing, fitting: Fitting | None, sources: list[str]) -> dict[str, Any]:
+    """How a group is made, as its snapshots record it for `icelite.update`."""
+    usual = {"parser": "auto", "on_unreferenceable": "copy", "on_unreadable": "skip"}
+    options = {name: value for name, value in parsing.options.items() if value is not None and usual.get(name) != value}
+    making: dict[str, Any] = {"sources": sources, "options": {n: v for n, v in options.items() if _is_plain(v)}}
+    given = [name for name, value in options.items() if not _is_plain(value)]
+    given += ["preprocess"] if parsing.preprocess is not None else []
+    if fitting is not None:
+        making |= {"concat_dim": fitting.concat_dim, "compat": fitting.compat, "stack": sorted(fitting.stack)}
+    return {**making, "given": given} if given else making
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | bool) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def make_fitting(concat_dim: str | None, compat: str, stack: Iterable[str] | None) -> Fitting | None:
+    """How files are to be combined.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-argument``.
+    """
     stacked = frozenset((stack,) if isinstance(stack, str) else stack or ())
     if compat not in COMPATS:
         raise InvalidInputError(

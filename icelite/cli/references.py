@@ -1,15 +1,65 @@
-"""Verbs about references into other files: virtualize, sources, refs, relocate, make-native."""
+"""Verbs about references into other files: virtualize, update, sources, refs, relocate, make-native."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import click
 
 from icelite.cli.catalogs import CATALOG, CatalogArgument, access_option, authorizations, json_option, progress_bar
 from icelite.cli.output import line, print_json, size, table
 from icelite.errors import ErrorKind, InvalidInputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+LEFT_OUT = 3  # exit code of an update that left files out
+
+
+def policy_options(**defaults: str) -> Callable[[Command], Command]:
+    """The options that say what to do with files that are not simply new."""
+    kinds = {
+        "late": (["raise", "insert", "skip"], "Files that belong before or between others."),
+        "changed": (["raise", "replace", "skip"], "Files that changed since they were added."),
+        "duplicate": (["raise", "newest", "skip"], "Files with the same steps as another."),
+        "misfit": (["raise", "skip"], "Files that do not fit the others."),
+        "broken": (["raise", "skip"], "Files that cannot be read."),
+        "dropped": (["skip", "insert"], "Files that were taken out before."),
+    }
+
+    def decorate(command: Command) -> Command:
+        for kind, (choices, text) in reversed(kinds.items()):
+            default = defaults.get(kind, choices[0])
+            option = click.option(
+                f"--on-{kind}", type=click.Choice(choices), default=default, show_default=True, help=text
+            )
+            command = option(command)
+        more = (
+            click.option("--prefer", multiple=True, metavar="PATTERN", help="Names of the newest, the best first."),
+            click.option(
+                "--missing",
+                type=click.Choice(["raise", "fill"]),
+                default="raise",
+                show_default=True,
+                help="Variables that a file lacks.",
+            ),
+            click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+        )
+        for option in reversed(more):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def show_summary(done: Any, as_json: bool) -> None:
+    """Print what a call did."""
+    if as_json:
+        print_json(done)
+        return
+    for text in str(done).splitlines():
+        line(text)
 
 
 @click.command()
@@ -32,7 +82,8 @@ from icelite.errors import ErrorKind, InvalidInputError
     help="How variables without the dimension must agree; override takes the first file's.",
 )
 @click.option("--stack", multiple=True, metavar="VARIABLE", help="Keep every file's value of it. May be repeated.")
-@click.option("--skip-broken", is_flag=True, help="Leave out files that cannot be read, instead of stopping.")
+@policy_options()
+@click.option("--skip-broken", is_flag=True, help="The same as --on-broken skip.")
 @click.option("--no-copy", is_flag=True, help="Stop at chunks that cannot be referenced, instead of copying them.")
 @click.option(
     "--on-unreadable",
@@ -58,12 +109,15 @@ def virtualize(
     compat: Literal["equals", "identical", "override"],
     stack: tuple[str, ...],
     skip_broken: bool,
+    prefer: tuple[str, ...],
+    dry_run: bool,
     no_copy: bool,
     on_unreadable: Literal["skip", "raise"],
     workers: int | None,
     message: str | None,
     access: tuple[str, ...],
     as_json: bool,
+    **policy: Any,
 ) -> None:
     """Turn files into one dataset of references, and commit it; only new files are added to what is there.
 
@@ -89,6 +143,9 @@ def virtualize(
             compat=compat,
             stack=list(stack) or None,
             skip_broken=skip_broken,
+            prefer=prefer or None,
+            dry_run=dry_run,
+            **policy,
             on_unreferenceable="raise" if no_copy else "copy",
             on_unreadable=on_unreadable,
             workers=workers,
@@ -96,7 +153,64 @@ def virtualize(
             authorize_virtual_chunk_access=authorizations(access),
             progress=progress,
         )
-    print_json(done) if as_json else line(str(done))
+    show_summary(done, as_json)
+
+
+@click.command()
+@click.argument("catalog", metavar="CATALOG")
+@click.argument("sources", metavar="[FILES]", nargs=-1)
+@click.option("--replace", "replaced", multiple=True, metavar="FILE", help="Only put this file where it belongs.")
+@click.option("--drop", "dropped", multiple=True, metavar="FILE|LABEL", help="Only take this out.")
+@click.option("--concat-dim", metavar="NAME", help="The dimension, if the catalog does not say it.")
+@click.option("--group", metavar="PATH", help="Group to write; the root by default.")
+@click.option("--branch", default="main", show_default=True, help="Branch to commit to.")
+@policy_options(late="insert", changed="replace", duplicate="newest", misfit="skip", broken="skip")
+@click.option("--workers", type=int, metavar="N", help="Processes that read files; by default one a core.")
+@click.option("-m", "--message", help="Commit message; by default it says what was done.")
+@access_option
+@json_option
+def update(
+    catalog: str,
+    sources: tuple[str, ...],
+    replaced: tuple[str, ...],
+    dropped: tuple[str, ...],
+    concat_dim: str | None,
+    prefer: tuple[str, ...],
+    workers: int | None,
+    access: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Bring a catalog up to date with its files, in one snapshot: add, insert late ones, replace changed ones.
+
+    FILES are paths, URLs, or quoted patterns of them; by default what the catalog was made of. What does not fit or
+    cannot be read is left out and listed; the exit code is 3 then. With --replace or --drop only that is done.
+
+    \b
+    icelite update ocean.icelite
+    icelite update ocean.icelite 'data/*.nc' --prefer '*_final.nc'
+    icelite update ocean.icelite --drop 2024-08-17 --drop data/day3.nc
+    """
+    import icelite
+
+    common = {name: options[name] for name in ("group", "branch", "message", "dry_run")}
+    common |= {"authorize_virtual_chunk_access": authorizations(access)}
+    dimension = {} if concat_dim is None else {"concat_dim": concat_dim}
+    if sum(map(bool, (sources, replaced, dropped))) > 1:
+        raise click.UsageError("FILES, --replace and --drop exclude each other: each is a snapshot of its own")
+    if dropped:
+        show_summary(icelite.drop(catalog, list(dropped), **common, **dimension), as_json)
+        return
+    with progress_bar("Reading files") as progress:
+        how: dict[str, Any] = {**common, **dimension, "workers": workers, "progress": progress}
+        if replaced:
+            done = icelite.replace(catalog, list(replaced), **how)
+        else:
+            how |= {**options, "prefer": prefer or None}
+            done = icelite.update(catalog, list(sources) or None, **how)
+    show_summary(done, as_json)
+    if done.left_out:
+        sys.exit(LEFT_OUT)
 
 
 @click.command()
@@ -248,4 +362,4 @@ def _length(text: str) -> tuple[str, int]:
         raise InvalidInputError(f"--chunks {text!r} is not DIM=N", ErrorKind.INVALID_ARGUMENT) from None
 
 
-COMMANDS = (virtualize, sources, refs, relocate, make_native)
+COMMANDS = (virtualize, update, sources, refs, relocate, make_native)

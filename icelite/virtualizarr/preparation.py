@@ -321,13 +321,19 @@ def _try_encoding(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they warn of is refused below, or written with the same warning
-                xr.Dataset({name: variable}).to_zarr(store, **options, **target.xarray_options(variable))
+                alone(name, variable).to_zarr(store, **options, **target.xarray_options(variable))
         except _UNENCODABLE as error:
             raise InvalidInputError(
                 f"{where} cannot be written into the stored array: {error}", ErrorKind.INVALID_DATASET
             ) from error
         if variable.chunks is None:
             _check_values(where, name, variable, _read_back(store, name, variable, array, target))
+
+
+def alone(name: Hashable, variable: xr.Variable) -> xr.Dataset:
+    """A dataset of one variable without an index, because xarray writes none into a region."""
+    dataset = xr.Dataset({name: variable})
+    return dataset.drop_indexes(list(dataset.indexes))
 
 
 def _empty_copy(name: str, array: ArrayV3Metadata) -> MemoryStore:

@@ -21,6 +21,7 @@ from icelite import cf
 from icelite.errors import AlreadyExistsError, ErrorKind, InvalidInputError, NodeNotFoundError
 from icelite.formats.attributes import PACKING_DTYPES
 from icelite.store import IceliteStore
+from icelite.store.references import SHOWN
 from icelite.virtualizarr.arrays import chunk_shape, describe_codecs, is_virtual
 
 Mode: TypeAlias = Literal["w", "w-", "a"]
@@ -214,6 +215,10 @@ def _locate(store: IceliteStore, path: str, dataset: xr.Dataset, stored: StoredG
         found = np.asarray(index.get_indexer(dataset.indexes[dim]))
     except (ValueError, TypeError, pd.errors.InvalidIndexError) as error:
         raise _not_found(path, dim, str(error)) from error
+    absent = dataset.indexes[dim][found < 0] if len(found) else []
+    if len(absent):
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        raise _not_found(path, dim, f"{', '.join(map(str, absent[:SHOWN]))}{more} not among the {len(index)} stored")
     if len(found) == 0 or (found < 0).any() or (np.diff(found) != 1).any():
         raise _not_found(path, dim, "its values are not stored one behind the other, in this order")
     return slice(int(found[0]), int(found[-1]) + 1)

@@ -26,7 +26,7 @@ from icelite.store import IceliteStore
 from icelite.store.references import MISSING, CodedUrls
 from icelite.types import chunk_name
 from icelite.virtualizarr.copies import Copier, Copies
-from icelite.virtualizarr.preparation import PreparedGroup, VirtualArray, prepare_group
+from icelite.virtualizarr.preparation import PreparedGroup, VirtualArray, alone, prepare_group
 from icelite.virtualizarr.sources import StampedSources, parsed_stamps
 from icelite.virtualizarr.target import Mode, Region, Request, find_group
 
@@ -225,7 +225,7 @@ def _write_group(store: IceliteStore, prepared: PreparedGroup, copies: Copies, s
     if prepared.lazy:
         xr.Dataset(prepared.lazy).to_zarr(store, mode="a", **options)
     for name, variable in prepared.existing.items():
-        xr.Dataset({name: variable}).to_zarr(store, **options, **prepared.target.xarray_options(variable))
+        alone(name, variable).to_zarr(store, **options, **prepared.target.xarray_options(variable))
     for array in prepared.arrays:
         if isinstance(array, VirtualArray):
             _write_references(store, array, copies, sources)

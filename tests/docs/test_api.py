@@ -14,7 +14,17 @@ import icelite
 PAGE = Path(__file__).parents[2] / "docs/api.md"
 MODULES = {  # names that are asked for only when they are used, since they need optional packages
     "icelite": sorted(
-        {*icelite.__all__, "find_format", "make_native", "open_virtual", "open_virtual_tree", "virtualize"}
+        {
+            *icelite.__all__,
+            "drop",
+            "find_format",
+            "make_native",
+            "open_virtual",
+            "open_virtual_tree",
+            "replace",
+            "update",
+            "virtualize",
+        }
     ),
     "icelite.dask": ["store_dask"],
     "icelite.icechunk": ["export_icechunk", "import_icechunk"],

@@ -21,7 +21,7 @@ import zarr
 import icelite
 from icelite.cli import main
 
-VERBS = ["create", "info", "log", "ls", "diff", "verify", "virtualize", "sources", "refs", "relocate"]
+VERBS = ["create", "info", "log", "ls", "diff", "verify", "virtualize", "update", "sources", "refs", "relocate"]
 VERBS += ["bundle", "export", "import", "expire", "gc", "compact", "make-native"]
 
 

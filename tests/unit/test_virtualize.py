@@ -34,8 +34,8 @@ from icelite.types import SourceStamp
 pytest.importorskip("virtualizarr")
 netCDF4 = pytest.importorskip("netCDF4")
 
-from icelite.archive.fit import describe_range  # noqa: E402
 from icelite.archive.inputs import natural_key  # noqa: E402
+from icelite.archive.labels import describe_range  # noqa: E402
 from icelite.archive.scan import check_whole  # noqa: E402
 from icelite.archive.virtualize import VirtualizeSummary, virtualize  # noqa: E402
 from icelite.formats import open_virtual  # noqa: E402
