@@ -23,7 +23,6 @@ import stat
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -298,17 +297,42 @@ def close_doors(connection: apsw.Connection, change_set: bool) -> None:
     connection.authorizer = authorize
 
 
-@contextmanager
-def doors_open(connection: apsw.Connection) -> Iterator[None]:
-    """For one statement about the file as a whole: VACUUM attaches a database of its own, pragmas are refused."""
-    authorizer = connection.authorizer
-    limit = connection.limit(apsw.SQLITE_LIMIT_ATTACHED, ATTACHED_BY_VACUUM)
-    connection.authorizer = None
-    try:
-        yield
-    finally:
-        connection.authorizer = authorizer
-        connection.limit(apsw.SQLITE_LIMIT_ATTACHED, limit)
+class OpenDoors:
+    """A block for one statement about the file as a whole: VACUUM attaches a database, and pragmas are refused else.
+
+    Whatever an interrupt falls into, the doors are closed when the block is gone.
+    """
+
+    __slots__ = ("_authorizer", "_connection", "_limit")
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._authorizer = connection.authorizer
+        self._limit = connection.limit(apsw.SQLITE_LIMIT_ATTACHED)
+        self._connection: apsw.Connection | None = connection
+
+    def __enter__(self) -> None:
+        assert self._connection is not None  # one block an object
+        try:
+            self._connection.limit(apsw.SQLITE_LIMIT_ATTACHED, ATTACHED_BY_VACUUM)
+            self._connection.authorizer = None
+        except BaseException:
+            self._close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._close()
+        finally:
+            self._close()  # again, should an interrupt have come before the first or into it
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.authorizer = self._authorizer
+            self._connection.limit(apsw.SQLITE_LIMIT_ATTACHED, self._limit)
+            self._connection = None
+
+    def __del__(self) -> None:
+        self._close()
 
 
 # -- files that passed ---------------------------------------------------------------------------------------------

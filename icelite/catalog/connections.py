@@ -92,7 +92,7 @@ def release(connection: apsw.Connection, forks_then: int, door: Door) -> None:
     if forks_then != forks.count():
         abandon(connection)
         return
-    with forks.in_sqlite():
+    with forks.SqliteCall():
         try:
             with contextlib.suppress(apsw.Error):  # a journal that stays is empty and does no harm
                 if door.has_written() and door.guard.write():
@@ -338,7 +338,7 @@ class Spares:
 
     def give_back(self, spare: Prepared) -> None:
         """Keep a connection whose session is gone, or close it."""
-        with forks.in_sqlite() if spare.forks == forks.count() else contextlib.nullcontext():
+        with forks.SqliteCall() if spare.forks == forks.count() else contextlib.nullcontext():
             is_wanted = self._is_open.is_set() and len(self._idle) < SPARE_CONNECTIONS and _is_clean(spare)
         if is_wanted:
             self._idle.append(spare)
@@ -377,7 +377,7 @@ def _is_clean(spare: Prepared) -> bool:
     try:
         if spare.forks != forks.count() or connection.in_transaction or spare.door.name is not None:
             return False
-        # not with doors_open: another authorizer lets SQLite forget every statement that is prepared
+        # not with OpenDoors: another authorizer lets SQLite forget every statement that is prepared
         if connection.pragma("page_count", schema="staged") > SPARE_PAGES:
             return False
         return connection.execute(IS_CHANGE_SET_USED).fetchall() == [(0,)]

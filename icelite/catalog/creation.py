@@ -44,7 +44,7 @@ def create_catalog(storage: StorageConfig, initialize: Callable[[Transaction], N
         ``repository-already-exists``; ``repository-not-found`` when the directory does not exist; ``unsafe-sidecar``;
         ``io``, ``storage-full``; elsewhere also ``unsafe-storage``, and `ReadOnlyError` of ``read-only-storage``.
     """
-    with forks.in_sqlite(), translated(storage, 0):
+    with forks.SqliteCall(), translated(storage, 0):
         if storage.address is not None:
             _create_remote(storage, initialize)
         elif storage.path is None:

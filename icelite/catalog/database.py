@@ -95,7 +95,7 @@ class Catalog:
         self._trusted = check != "never"
         self._options = change_set, check
         self._remote: remote.RemoteView | None = None
-        with forks.in_sqlite():
+        with forks.SqliteCall():
             if spares is None:
                 self._connect(whole=change_set)
             else:
@@ -167,7 +167,7 @@ class Catalog:
         self._release.detach()
         self._holder = None
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
-        with forks.in_sqlite():
+        with forks.SqliteCall():
             self._connect(whole=self.path is not None)
 
     def pause(self, seconds: float) -> bool:
@@ -309,7 +309,7 @@ class Catalog:
         ReadOnlyError, StorageError
             As `write`.
         """
-        with Doorway(self, "vacuum"), checks.doors_open(self._connection):
+        with Doorway(self, "vacuum"), checks.OpenDoors(self._connection):
             before = self._size()
             self._connection.set_progress_handler(self._door.secure, SECURE_STEPS)
             try:
@@ -333,13 +333,13 @@ class Catalog:
         FormatError
             ``corrupt`` when it cannot read on.
         """
-        with Doorway(self, "read"), checks.doors_open(self._connection):
+        with Doorway(self, "read"), checks.OpenDoors(self._connection):
             rows = self._connection.execute(INTEGRITY_CHECK).fetchall()
         return [str(text) for (text,) in rows if text != "ok"]
 
     def measure_free(self) -> tuple[int, int]:
         """Bytes of the file, and of the pages in it that are free."""
-        with Doorway(self, "read"), checks.doors_open(self._connection):
+        with Doorway(self, "read"), checks.OpenDoors(self._connection):
             size = self._size()
             free = int(self._connection.pragma("freelist_count")) * int(self._connection.pragma("page_size"))
         return size, free

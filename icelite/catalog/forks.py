@@ -11,8 +11,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from icelite.errors import ErrorKind, SessionStateError
@@ -32,15 +30,11 @@ class Pausable(Protocol):
         """Let others use it again."""
 
 
-class _Call:
-    """One use of SQLite that belongs to no `Pausable`; referred to weakly, so that none is left by an interrupt."""
-
-
 class _State:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.forker: int | None = None  # the thread that forks
-        self.calls: weakref.WeakSet[_Call] = weakref.WeakSet()
+        self.calls: weakref.WeakSet[SqliteCall] = weakref.WeakSet()
         self.paused: list[Pausable] = []
         self.failed = False
 
@@ -78,31 +72,36 @@ def check_usable() -> None:
         )
 
 
-@contextmanager
-def in_sqlite() -> Iterator[None]:
-    """Around what uses SQLite apart from a `Pausable`: opening and closing connections, above all.
+class SqliteCall:
+    """A block that uses SQLite apart from a `Pausable`: that opens and closes connections, above all.
+
+    It is known weakly, so that an interrupt leaves none behind: what the ``with`` statement holds goes with it.
 
     Raises
     ------
     SessionStateError
         As `check_usable`.
     """
-    check_usable()
-    call = _Call()
-    while not _begin(call):
-        time.sleep(PAUSE_SECONDS)
-    try:
-        yield
-    finally:
-        _state.calls.discard(call)
 
+    __slots__ = ("__weakref__",)
 
-def _begin(call: _Call) -> bool:
-    with _state.lock:
-        may_begin = _state.forker in (None, threading.get_ident())  # a finalizer may run in the thread that forks
-        if may_begin:
-            _state.calls.add(call)
-        return may_begin
+    def __enter__(self) -> None:
+        check_usable()
+        while not self._begin():
+            time.sleep(PAUSE_SECONDS)
+
+    def _begin(self) -> bool:
+        with _state.lock:
+            may_begin = _state.forker in (None, threading.get_ident())  # a finalizer may run in the thread that forks
+            if may_begin:
+                _state.calls.add(self)
+            return may_begin
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            _state.calls.discard(self)
+        finally:
+            _state.calls.discard(self)  # again, should an interrupt have come into the first
 
 
 def _before() -> None:

@@ -186,7 +186,7 @@ class RemoteView:
         ConflictError, ReadOnlyError, StorageError
             ``commit-conflict``, ``read-only-storage``, ``io``: roll back; the copy then catches up by itself.
         """
-        with checks.doors_open(connection):
+        with checks.OpenDoors(connection):
             data = _count_change(connection.serialize("main"))
         self._number = BEHIND  # until `settle`: should the COMMIT fail, the copy is not what was published
         with self._mirror.lock:

@@ -13,14 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import apsw
 import pytest
 import zarr
 
 from icelite import Repository, RepositoryConfig
-from icelite.catalog import connections, database, door
+from icelite.catalog import checks, connections, database, door, forks
 from icelite.catalog import locks as guard
 
-FILES = {module.__file__ for module in (connections, contextlib, database, door, guard)}
+FILES = {module.__file__ for module in (checks, connections, contextlib, database, door, forks, guard)}
 
 
 @pytest.fixture
@@ -94,6 +95,8 @@ def test_an_interrupt_at_any_line_leaves_nothing_locked(path: Path, name: str) -
 
     def check() -> None:
         assert find_locks(path) == [], line
+        with pytest.raises(apsw.AuthError):
+            repo._catalog._connection.execute("PRAGMA cache_size")
         other.create_tag(f"o{line}", other.lookup_branch("main"))  # without waiting
         repo.create_tag(f"t{line}", repo.lookup_branch("main"))
 
