@@ -303,12 +303,12 @@ class OpenDoors:
     Whatever an interrupt falls into, the doors are closed when the block is gone.
     """
 
-    __slots__ = ("_authorizer", "_connection", "_limit")
+    _connection: apsw.Connection | None = None  # where an interrupt comes into `__init__`
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._authorizer = connection.authorizer
         self._limit = connection.limit(apsw.SQLITE_LIMIT_ATTACHED)
-        self._connection: apsw.Connection | None = connection
+        self._connection = connection
 
     def __enter__(self) -> None:
         assert self._connection is not None  # one block an object

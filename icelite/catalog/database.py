@@ -426,13 +426,12 @@ class _Holder:
 class _Opening:
     """A door that a ``with`` block holds: what has to be given up, however the block ends."""
 
-    __slots__ = ("__weakref__", "_begin", "_catalog", "_forks", "_holder", "_lock", "_name", "_transaction")
+    _lock: threading.RLock | None = None  # where an interrupt comes into `__init__`
 
     def __init__(self, catalog: Catalog, name: str, begin: str | None) -> None:
         self._catalog = catalog
         self._name = name
         self._begin = begin
-        self._lock: threading.RLock | None = None
         self._forks = 0
         self._holder = _Holder()
         self._transaction: Transaction | None = None
