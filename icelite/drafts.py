@@ -50,28 +50,26 @@ def draft(target: Path, check: Callable[[], None], *, replace: bool = False) -> 
     sweep(target.parent)
     path = target.with_name(PREFIX + secrets.token_hex(8))
     with _claimed(path):
+        yield path
+        check()
         try:
-            yield path
-            check()
-            try:
-                _give_name(path, target, replace)
-            except FileExistsError:
-                check()  # says whose name it is by now
-                raise
-        finally:
-            remove(path)
+            _give_name(path, target, replace)
+        except FileExistsError:
+            check()  # says whose name it is by now
+            raise
 
 
 @contextlib.contextmanager
 def _claimed(path: Path) -> Iterator[None]:
-    """Hold the lock that says that somebody writes a draft."""
+    """Hold the lock that says that somebody writes a draft; what is left of that goes at the end."""
     lock = path.with_name(path.name + _LOCK)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _lock(descriptor)
         yield
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # first: where no more files can be open, removing a folder needs one
+        remove(path)
         lock.unlink(missing_ok=True)
 
 
@@ -157,10 +155,23 @@ def remove(path: Path) -> None:
     """Remove a draft, file or folder, with what SQLite may have left beside it; no error if it is gone."""
     if _is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            _remove_one_by_one(path)
     else:
         path.unlink(missing_ok=True)
     for suffix in _SIDECARS:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _remove_one_by_one(path: Path) -> None:
+    """Remove a folder with one descriptor at a time, where there are none for each level, as `shutil.rmtree` needs."""
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in (*files, *folders):
+            with contextlib.suppress(OSError):
+                part = Path(folder, name)
+                part.rmdir() if _is_folder(part) else part.unlink()
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 # -- one file in a folder of our own ------------------------------------------------------------------------------

@@ -45,6 +45,9 @@ HEADER_BYTES = 100
 SQLITE_MAGIC = b"SQLite format 3\0"
 CHECK_BYTES_PER_SECOND = 20 << 20  # a slow disk; integrity_check reads 140 MB/s on an ordinary one
 
+# Read now: a catalog is opened also where no more files can be.
+_SCHEMA = (files("icelite.catalog") / "schema.sql").read_text()
+
 SELECT_SCHEMA = "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema"
 CHECK_INTEGRITY = "PRAGMA integrity_check(1)"
 ATTACHED_BY_VACUUM = 2  # its own, beside a change set
@@ -75,10 +78,9 @@ _READS = {apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLIT
 _WRITES = {apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE}
 
 
-@cache
 def schema_text() -> str:
     """The DDL of the current format."""
-    return (files("icelite.catalog") / "schema.sql").read_text()
+    return _SCHEMA
 
 
 def check_place(path: Path) -> os.stat_result:

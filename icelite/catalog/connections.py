@@ -237,6 +237,7 @@ def _find_overwritten(path: Path, connection: apsw.Connection) -> IceliteError |
 # -- checked, and kept ---------------------------------------------------------------------------------------------
 
 IS_CHANGE_SET_USED = "SELECT EXISTS (SELECT 1 FROM staged.chunk_ref)"
+_STAGING = (files("icelite.catalog") / "staging.sql").read_text()
 ATTACH_CHANGE_SET = "ATTACH '' AS staged"  # an empty name: private, and spilled to disk by SQLite itself
 WAL_MARK = 18, 2, b"\2\2"  # place, length and content in the header (https://sqlite.org/fileformat2.html, 1.3.3)
 SPARE_CONNECTIONS = 2  # sessions that follow each other need one, each keeps up to CACHE_KIB of memory
@@ -283,7 +284,7 @@ def prepare(
         door.leave()
     if change_set:
         connection.execute(ATTACH_CHANGE_SET)
-        connection.execute((files("icelite.catalog") / "staging.sql").read_text())
+        connection.execute(_STAGING)
     checks.close_doors(connection, change_set)
     connection.set_commit_hook(door.refuses_commit)
     return door

@@ -100,7 +100,7 @@ def create_copy(catalog: Catalog, path: Path, finish: Callable[[Transaction], No
         As `create_catalog`.
     """
     with translated(StorageConfig.filesystem(path), 0), _draft(path) as connection:
-        catalog.copy_into(connection)
+        catalog.copy_into(connection, str(path))
         connection.pragma("journal_mode", "off")  # which a hardened connection may not
         checks.harden(connection)
         connection.pragma("synchronous", "off")

@@ -320,10 +320,21 @@ class Catalog:
             after = self._size()
         return before, after
 
-    def copy_into(self, empty: apsw.Connection) -> None:
-        """Copy the whole repository as it is now into an empty database, page by page; nobody can commit meanwhile."""
+    def copy_into(self, empty: apsw.Connection, target: str) -> None:
+        """Copy the whole repository as it is now into an empty database, page by page; nobody can commit meanwhile.
+
+        Raises
+        ------
+        StorageError
+            ``storage-full``, ``io``, with the name of the target.
+        """
         with Doorway(self, "read"), empty.backup("main", self._connection, "main") as copying:
-            copying.step(-1)
+            try:
+                copying.step(-1)
+            except apsw.FullError as error:
+                raise translate(error, target, self.busy_timeout) from error
+            except apsw.IOError as error:  # of one or the other
+                raise translate(error, f"{target}, a copy of {self.storage.name},", self.busy_timeout) from error
 
     def find_damage(self) -> list[str]:
         """What SQLite finds wrong with the pages, the indexes and the constraints of the file, each a sentence.

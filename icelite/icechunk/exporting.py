@@ -121,7 +121,8 @@ def export_icechunk(
         with drafts.draft(folder, partial(_check_free, folder)) as draft:
             storage = icechunk.local_filesystem_storage(str(draft))
             exporter = _Exporter(source, storage, keep_identities=True, progress=progress)
-            exporter.run()
+            with naming(f"export to {folder}"):
+                exporter.run()
             restore_identities(draft, exporter.identities())
             return exporter.summary()
     except IceliteError:  # some are OSErrors too

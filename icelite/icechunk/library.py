@@ -61,7 +61,8 @@ def translated(what: str, but: type[Exception] | None = None) -> Iterator[None]:
     Raises
     ------
     InvalidInputError, StorageError
-        ``invalid-argument`` for what Icechunk refuses, ``bad-metadata`` for a document it cannot hold; ``io``.
+        ``invalid-argument`` for what Icechunk refuses, ``bad-metadata`` for a document it cannot hold; ``io``,
+        ``storage-full``.
     """
     import icechunk
 
@@ -72,7 +73,8 @@ def translated(what: str, but: type[Exception] | None = None) -> Iterator[None]:
             raise
         reason = f"{what}: Icechunk says {error.kind}: {error.message.partition(chr(10))[0]}"
         if isinstance(error, icechunk.StorageError):
-            raise StorageError(reason, ErrorKind.IO) from error
+            is_full = "No space left" in error.message
+            raise StorageError(reason, ErrorKind.STORAGE_FULL if is_full else ErrorKind.IO) from error
         kind = ErrorKind.BAD_METADATA if error.kind == "bad-metadata" else ErrorKind.INVALID_ARGUMENT
         raise InvalidInputError(reason, kind) from error
 

@@ -267,7 +267,10 @@ class _Array:
         ]
 
         async def write() -> None:
-            await asyncio.gather(*(self.target.store.set(key, buffer(data)) for key, data in values))
+            writes = (self.target.store.set(key, buffer(data)) for key, data in values)
+            for outcome in await asyncio.gather(*writes, return_exceptions=True):
+                if isinstance(outcome, BaseException):  # when all have ended: nobody writes to a draft that goes
+                    raise outcome
 
         sync(write())
 
