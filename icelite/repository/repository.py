@@ -7,6 +7,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
+from copy import copy
 from datetime import datetime
 from typing import Any, Self
 
@@ -664,7 +665,7 @@ class Repository:
     @property
     def config(self) -> RepositoryConfig:
         """A copy of the configuration in force: the persisted one, with what was passed laid over it."""
-        return self._config.merge(RepositoryConfig.default())
+        return copy(self._config)
 
     def save_config(self) -> None:
         """Persist the configuration in force, for whoever opens the repository from now on.
