@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from icelite import types
+from icelite.accessors import accept_stores
 from icelite.config import (
     RepositoryConfig,
     StoreConfig,
@@ -29,6 +30,8 @@ from icelite.conflicts import (
     VersionSelection,
 )
 from icelite.credentials import (
+    AnyCredential,
+    AnyS3Credential,
     HttpAccess,
     LocalFileSystemAccess,
     S3Credentials,
@@ -48,6 +51,7 @@ from icelite.errors import (
     ConflictError,
     ErrorKind,
     FormatError,
+    IcechunkError,
     IceliteError,
     InternalError,
     InvalidInputError,
@@ -65,7 +69,9 @@ from icelite.errors import (
 from icelite.repository import AncestryGraph, Repository
 from icelite.session import ForkSession, Session
 from icelite.storage import (
+    AnyObjectStoreConfig,
     ObjectStoreConfig,
+    Storage,
     StorageConfig,
     http_storage,
     in_memory_storage,
@@ -74,7 +80,7 @@ from icelite.storage import (
     s3_storage,
     s3_store,
 )
-from icelite.store import IceliteStore
+from icelite.store import IcechunkStore, IceliteStore
 from icelite.store.pipeline import enable_fast_reads
 from icelite.types import (
     ChunkType,
@@ -113,6 +119,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyExistsError",
     "AncestryGraph",
+    "AnyCredential",
+    "AnyObjectStoreConfig",
+    "AnyS3Credential",
     "BasicConflictSolver",
     "Bundle",
     "ChunkRefs",
@@ -132,6 +141,8 @@ __all__ = [
     "FormatError",
     "GCSummary",
     "HttpAccess",
+    "IcechunkError",
+    "IcechunkStore",
     "IceliteError",
     "IceliteStore",
     "InternalError",
@@ -165,6 +176,7 @@ __all__ = [
     "SourceStamp",
     "Sources",
     "SpecVersion",
+    "Storage",
     "StorageConfig",
     "StorageError",
     "StoreConfig",
@@ -194,6 +206,7 @@ __all__ = [
 ]
 
 open = Repository.open
+accept_stores()
 
 # What imports optional packages, so only when first asked for: its module, and the extra that brings the packages.
 _EDGES = {

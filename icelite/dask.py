@@ -36,6 +36,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from icelite.distributed import extract_session, merge_sessions
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.interrupts import end_with_parent, heard_interrupts
 from icelite.keys import check_path
@@ -110,6 +111,36 @@ def store_dask(
             _workshops.pop(token, None)  # that of this process; others forget theirs when newer ones come
     _take(session, chain.from_iterable(results))
     return session
+
+
+def session_merge_reduction(
+    arrays: Array | Sequence[Array], *, split_every: int | None = None, **store_kwargs: Any
+) -> ForkSession:
+    """One fork with everything that dask's own `dask.array.store` wrote into arrays of a fork.
+
+    Parameters
+    ----------
+    arrays
+        What it returned, with ``compute=False, return_stored=True, load_stored=False``.
+    split_every
+        For code written for Icechunk; forks are merged all at once.
+    **store_kwargs
+        Passed to `dask.compute`, such as ``scheduler="processes"``.
+
+    Returns
+    -------
+    ForkSession
+        To be merged into the session that the fork began in.
+
+    Raises
+    ------
+    SessionStateError, InvalidInputError
+        ``merge-not-allowed`` for arrays of no fork; ``invalid-argument`` for arrays of another store.
+    """
+    several = arrays if isinstance(arrays, Sequence) else [arrays]
+    blocks = [block for array in several for block in array.to_delayed().ravel()]  # type: ignore[no-untyped-call]
+    forks = compute(*(delayed(extract_session)(block) for block in blocks), **store_kwargs)  # type: ignore[no-untyped-call]
+    return merge_sessions(*forks)
 
 
 @contextmanager

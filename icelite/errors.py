@@ -209,6 +209,9 @@ class IceliteError(Exception):
         return _rebuild, (type(self), self.message, self.kind, self.__dict__)
 
 
+IcechunkError = IceliteError  # the name that code for Icechunk catches
+
+
 def _rebuild(cls: type[IceliteError], message: str, kind: ErrorKind, state: dict[str, Any]) -> IceliteError:
     error = cls(message, kind)
     error.__dict__.update(state)

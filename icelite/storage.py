@@ -13,6 +13,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Never
 from urllib.parse import unquote
@@ -353,6 +354,8 @@ def s3_storage(
     anonymous: bool | None = None,
     from_env: bool | None = None,
     get_credentials: Any = None,
+    expires_after: datetime | None = None,
+    scatter_initial_credentials: bool = False,
     **options: Any,
 ) -> StorageConfig:
     """`StorageConfig.s3_from_config` with Icechunk's parameters: exactly one way to bring credentials.
@@ -369,6 +372,8 @@ def s3_storage(
         anonymous=anonymous,
         from_env=from_env,
         get_credentials=get_credentials,
+        expires_after=expires_after,
+        scatter_initial_credentials=scatter_initial_credentials,
     )
     return StorageConfig.s3_from_config(bucket=bucket, prefix=prefix, credentials=credentials, **options)
 
@@ -447,6 +452,7 @@ class ObjectStoreConfig:
         options: S3Options = field(default_factory=S3Options)
 
 
+Storage = StorageConfig  # the name that code for Icechunk annotates with
 AnyObjectStoreConfig = ObjectStoreConfig.LocalFileSystem | ObjectStoreConfig.S3 | ObjectStoreConfig.S3Compatible
 
 

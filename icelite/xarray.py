@@ -311,6 +311,9 @@ def to_icelite(
         )
 
 
+to_icechunk = to_icelite  # the name that code for Icechunk calls
+
+
 def _find_zarr_format(store: IceliteStore, group: str | None) -> int | None:
     """Format of the group's metadata; None when there is none, so that zarr says so."""
     path = (group or "").strip("/")

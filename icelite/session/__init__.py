@@ -2,5 +2,6 @@
 
 from icelite.session.commits import OpenedSnapshot
 from icelite.session.session import ForkSession, Session
+from icelite.types import SessionMode
 
-__all__ = ["ForkSession", "OpenedSnapshot", "Session"]
+__all__ = ["ForkSession", "OpenedSnapshot", "Session", "SessionMode"]

@@ -1,5 +1,7 @@
-"""The Zarr store: `IceliteStore`."""
+"""The Zarr store: `IceliteStore`, which code for Icechunk calls `IcechunkStore`."""
 
 from icelite.store.store import IceliteStore
 
-__all__ = ["IceliteStore"]
+IcechunkStore = IceliteStore
+
+__all__ = ["IcechunkStore", "IceliteStore"]

@@ -5,7 +5,9 @@ reference may look like; `local` and `remote` read, the latter through `s3`, `we
 source is the one that was referenced. A `Source` exists only after the gates were passed.
 """
 
+from icelite.config import VirtualChunkContainer
+from icelite.types import VirtualChunkSpec
 from icelite.virtual.access import VirtualAccess
 from icelite.virtual.source import Source
 
-__all__ = ["Source", "VirtualAccess"]
+__all__ = ["Source", "VirtualAccess", "VirtualChunkContainer", "VirtualChunkSpec"]

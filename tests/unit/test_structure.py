@@ -24,7 +24,20 @@ FLOORS = [
     {"ops"},
     {"repository"},
     {"formats", "virtualizarr", "archive"},
-    {"xarray", "dask", "native", "kerchunk", "icechunk", "web", "display", "cli", "__main__"},
+    {
+        "accessors",
+        "distributed",
+        "snapshots",
+        "xarray",
+        "dask",
+        "native",
+        "kerchunk",
+        "icechunk",
+        "web",
+        "display",
+        "cli",
+        "__main__",
+    },
     {"__init__"},
 ]
 MOST_LINES = 600
