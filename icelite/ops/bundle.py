@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from icelite.catalog import bundling, settings
-from icelite.catalog.bundling import Range
-from icelite.catalog.creation import create_copy
+from icelite.catalog import creation, settings
+from icelite.catalog.creation import Range
 from icelite.catalog.database import Catalog, Transaction
 from icelite.catalog.operations import now
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
@@ -44,7 +43,7 @@ def bundle(
             ErrorKind.INVALID_PATH,
         )
     copy = _Copy(payloads, storage, progress)
-    create_copy(catalog, storage.path, copy.finish)
+    creation.create_copy(catalog, storage.path, copy.finish)
     return Bundle(str(storage.path), copy.chunks, copy.size, copy.sources, _size(storage.path))
 
 
@@ -67,20 +66,20 @@ class _Copy:
 
     def finish(self, txn: Transaction) -> None:
         """Read what is elsewhere, and forget that it was."""
-        self.chunks, self.size, self.sources = bundling.collect_ranges(txn)
-        self.paths = bundling.list_paths(txn)
+        self.chunks, self.size, self.sources = creation.collect_ranges(txn)
+        self.paths = creation.list_paths(txn)
         done = 0
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for batch in bundling.scan_ranges(txn):
+            for batch in creation.scan_ranges(txn):
                 written_at = now()
                 with _hinted():
                     is_local = all(map(self._is_local, batch))  # then threads would cost more than they bring
                     values = list((map if is_local else pool.map)(self._read, batch))
-                bundling.insert_ranges(txn, batch, values, written_at)
+                creation.insert_ranges(txn, batch, values, written_at)
                 done += len(batch)
                 if self.progress is not None:
                     self.progress(done, self.chunks)
-        bundling.make_inline(txn)
+        creation.make_inline(txn)
         for name in OF_OBJECTS:
             settings.drop_setting(txn, name)
         settings.save_setting(txn, "home", settings.home_of(self.storage))

@@ -23,7 +23,7 @@ from icelite.change_set import ObjectWriter
 from icelite.config import RepositoryConfig, normalize_prefix
 from icelite.conflicts import ConflictSolver
 from icelite.errors import AlreadyExistsError, RepositoryNotFoundError
-from icelite.ops import bundle, expire, export_zarr, gc, relocate, sources, space, verify
+from icelite.ops import bundle, export_zarr, gc, relocate, sources, space, verify
 from icelite.payload import Payloads
 from icelite.repository import administration, history, names, native
 from icelite.repository.graph import AncestryGraph, draw_ancestry
@@ -944,10 +944,10 @@ class Repository:
         InvalidInputError, ReadOnlyError, StorageError
             ``invalid-argument``; ``read-only-storage``, ``read-only-repository``; ``busy``, ``storage-full``, ``io``.
         """
-        return expire.expire_snapshots(
+        return gc.expire_snapshots(
             self._catalog,
             older_than,
-            expire.KeepRules(keep_last, keep_daily, keep_weekly, keep_monthly, keep_yearly),
+            gc.KeepRules(keep_last, keep_daily, keep_weekly, keep_monthly, keep_yearly),
             delete_expired_branches=delete_expired_branches,
             delete_expired_tags=delete_expired_tags,
             dry_run=dry_run,

@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 import icelite
-from icelite.catalog import bundling
+from icelite.catalog import creation
 from icelite.errors import AlreadyExistsError, ErrorKind, IceliteError, InvalidInputError, StorageError
 from icelite.payload import Payloads
 from icelite.repository import Repository
@@ -117,16 +117,16 @@ def test_each_range_is_read_once_and_in_the_order_of_the_file(old: Any, tmp_path
 
 @pytest.mark.parametrize("limit", ["RANGES_AT_ONCE", "BYTES_AT_ONCE"])
 def test_memory_is_bounded_by_batches(old: Any, tmp_path: Path, monkeypatch: Any, limit: str) -> None:
-    monkeypatch.setattr(bundling, limit, {"RANGES_AT_ONCE": 2, "BYTES_AT_ONCE": 100}[limit])
+    monkeypatch.setattr(creation, limit, {"RANGES_AT_ONCE": 2, "BYTES_AT_ONCE": 100}[limit])
     batches: list[int] = []
-    scan = bundling.scan_ranges
+    scan = creation.scan_ranges
 
     def note(txn: Any) -> Any:
         for batch in scan(txn):
             batches.append(len(batch))
             yield batch
 
-    monkeypatch.setattr(bundling, "scan_ranges", note)
+    monkeypatch.setattr(creation, "scan_ranges", note)
     calls: list[tuple[int, int]] = []
     old.repository.bundle(tmp_path / "bundle.icelite", progress=lambda *step: calls.append(step))
     assert batches == [2, 2, 2, 1]

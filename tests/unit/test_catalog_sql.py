@@ -14,8 +14,8 @@ import apsw.ext
 import pytest
 
 import icelite.catalog
-from icelite.catalog.bundling import CREATE_RANGES
 from icelite.catalog.checks import harden, hold_rules, schema_text
+from icelite.catalog.creation import CREATE_RANGES
 from icelite.catalog.database import Catalog
 from icelite.errors import FormatError
 from icelite.repository import Repository
@@ -76,7 +76,7 @@ MAINTENANCE |= {
     "changes.DELETE_USAGE",
 }
 # These run on a copy of a catalog that nobody else has opened, and use a table of their own.
-ON_A_COPY = {"bundling"}
+ON_A_COPY = {"creation"}
 # Every one of these runs for each chunk, each node, each location or each commit.
 HOT = {
     "chunks.SELECT_CHUNK": "chunk_ref USING PRIMARY KEY (node_id=? AND chunk=? AND seq<?)",
@@ -161,7 +161,7 @@ def test_statements_for_a_copy_compile_and_find_ranges_by_key(name: str) -> None
     connection.execute(schema_text())
     connection.execute(CREATE_RANGES)
     steps = plan(connection, STATEMENTS[name])
-    if name in ("bundling.SELECT_RANGES", "bundling.UPDATE_RANGE", "bundling.UPDATE_REFS"):
+    if name in ("creation.SELECT_RANGES", "creation.UPDATE_RANGE", "creation.UPDATE_REFS"):
         assert any(re.match(r"SEARCH (g|temp\.range|range) USING PRIMARY KEY", step) for step in steps), steps
 
 

@@ -10,7 +10,7 @@ import pytest
 from icelite.catalog.operations import to_datetime, to_microseconds
 from icelite.catalog.snapshots import Ancestor
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.ops.expire import KeepRules
+from icelite.ops.gc import KeepRules
 from icelite.types import INITIAL_SNAPSHOT_ID
 
 START = datetime(2023, 12, 25, 6, tzinfo=UTC)  # a Monday
