@@ -69,7 +69,7 @@ OLD_ARRAY: dict[str, Any] = {
 }
 
 fuzzed = settings(
-    max_examples=1_000 if os.environ.get("ICELITE_CAMPAIGN") else 60,
+    max_examples=500 if os.environ.get("ICELITE_CAMPAIGN") else 60,
     suppress_health_check=list(HealthCheck),
     deadline=None,
 )

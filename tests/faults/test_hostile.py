@@ -339,6 +339,36 @@ for title, statement in {
 }.items():
     forgery(f"value: {title}")(lambda connection, text=statement: connection.executescript(text) and None)
 
+# ---- rows in another order than their keys, which paging would read for ever
+
+KEYS = {
+    "node": "PRIMARY KEY (path",
+    "chunk_ref": "PRIMARY KEY (node_id",
+    "change": "PRIMARY KEY (seq",
+    "branch": "name   TEXT NOT NULL PRIMARY KEY",
+}
+
+
+def disordered(table: str, key: str) -> None:
+    def forge(c: sqlite3.Connection) -> None:
+        text = c.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()[0]
+        rows = c.execute(f"SELECT * FROM {table}").fetchall()
+        for sql in (text.replace(key, f"{key} DESC"), text):
+            c.execute("PRAGMA writable_schema = 1")
+            c.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, table))
+            c.commit()
+            c.execute("PRAGMA writable_schema = RESET")
+            if sql != text:
+                c.execute(f"DELETE FROM {table}")
+                c.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+                c.commit()
+
+    forgery(f"order: {table}")(forge)
+
+
+for table, key in KEYS.items():
+    disordered(table, key)
+
 # ---- small files that cost much
 
 ZEROS = bytes(1 << 20)
