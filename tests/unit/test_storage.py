@@ -1,4 +1,4 @@
-"""icelite.storage: places are values; making one touches nothing."""
+"""icelite.storage: locations are values; making one touches nothing."""
 
 from __future__ import annotations
 
