@@ -7,7 +7,9 @@ Every message names the id or path at fault, what was expected, what was found a
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
 import reprlib
 import sys
@@ -157,6 +159,32 @@ def disk_kind(error: Exception) -> ErrorKind:
     """The kind of an error of a disk: ``storage-full``, or ``io``."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return ErrorKind.STORAGE_FULL if full else ErrorKind.IO
+
+
+FILES_OF_A_PACKAGE = 16  # that loading one has open at the same time, and its event loop afterwards
+
+
+def check_open_files(what: str, count: int = FILES_OF_A_PACKAGE) -> None:
+    """Refuse where this process may not open ``count`` more files; ``what`` cannot be done then.
+
+    A package that is loaded there fails as if it were not installed, or worse.
+
+    Raises
+    ------
+    StorageError
+        ``io``.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(count):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise StorageError(
+                    f"{what}: this process has too many open files; close some, or raise its limit (ulimit -n)",
+                    ErrorKind.IO,
+                ) from error
+            raise
 
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")

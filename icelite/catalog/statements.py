@@ -6,7 +6,6 @@ open. An error names the file, the cause and the remedy.
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from icelite.errors import (
     InvalidInputError,
     ReadOnlyError,
     StorageError,
+    check_open_files,
 )
 from icelite.storage import StorageConfig
 
@@ -156,13 +156,11 @@ def translate(error: Exception, where: str, busy_timeout: float) -> IceliteError
         )
     if isinstance(error, apsw.SQLError) and str(error).startswith(_DAMAGES):
         return FormatError(f"{where} is damaged: {error}; restore it from a copy", ErrorKind.CORRUPT)
-    if isinstance(error, apsw.CantOpenError) and _has_too_many_files():
-        return StorageError(
-            f"{where} cannot be opened: this process has too many open files; close some, or raise its limit"
-            " (ulimit -n)",
-            ErrorKind.IO,
-        )
     if isinstance(error, apsw.CantOpenError):
+        try:
+            check_open_files(f"{where} cannot be opened", 1)
+        except StorageError as shortage:
+            return shortage
         return StorageError(f"{where} cannot be opened: {_reason(error)}; check its permissions", ErrorKind.IO)
     if isinstance(error, apsw.IOError):
         return StorageError(f"reading or writing {where} failed: {_reason(error)}", ErrorKind.IO)
@@ -175,11 +173,3 @@ def _reason(error: apsw.Error) -> object:
     return (
         error if code is None or str(error) != "not an error" else apsw.mapping_extended_result_codes.get(code, error)
     )
-
-
-def _has_too_many_files() -> bool:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import xarray as xr
 
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, check_open_files
 from icelite.formats.detect import Format, find_format, format_of_name
 from icelite.formats.parsed import INSPECTED, OWN_COORDINATES, FileInspection, ParsedGroup, check_unchanged, descend
 from icelite.formats.source import Registry, SourceFile, describe
@@ -253,6 +253,7 @@ def _library_errors(source: SourceFile) -> Iterator[None]:
     except IceliteError:
         raise
     except ImportError as error:
+        check_open_files(f"reading {source.url!r} needs more files")
         module = (error.name or str(error)).partition(" ")[0]
         package = _PACKAGES.get(module, module.partition(".")[0])
         raise InvalidInputError(

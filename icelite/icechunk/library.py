@@ -5,6 +5,7 @@ Icechunk percent-decodes the path of a location when it reads, icelite takes it 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 
 from icelite.config import VirtualChunkContainer, covers
 from icelite.credentials import S3Options
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError
+from icelite.errors import ErrorKind, IceliteError, InvalidInputError, StorageError, check_open_files
 from icelite.storage import AnyObjectStoreConfig, ObjectStoreConfig
 from icelite.types import Location
 
@@ -35,7 +36,11 @@ def load_icechunk() -> ModuleType:
     ------
     InvalidInputError
         ``missing-package`` when it is not installed, or older than 2.
+    StorageError
+        ``io`` where this process may not open the files that it needs.
     """
+    if "icechunk" not in sys.modules:
+        check_open_files("Icechunk cannot be loaded")
     try:
         import icechunk
     except ImportError as error:

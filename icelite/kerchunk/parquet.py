@@ -20,7 +20,7 @@ import numpy as np
 
 from icelite.budget import unpacked_limit
 from icelite.catalog.chunks import as_grid
-from icelite.errors import ErrorKind, InvalidInputError, shown
+from icelite.errors import ErrorKind, InvalidInputError, check_open_files, shown
 from icelite.kerchunk.references import (
     WHOLE,
     ChunkTable,
@@ -57,7 +57,8 @@ def pyarrow(module: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
+        check_open_files("pyarrow cannot be loaded")
         raise InvalidInputError(
             "references in Parquet need the package pyarrow: pip install 'icelite[kerchunk]'", ErrorKind.MISSING_PACKAGE
         ) from error

@@ -20,7 +20,15 @@ from typing import Any, TypeAlias
 import fsspec
 
 from icelite.budget import MAX_GENERATED, MAX_LOCATION_CHARACTERS, unpacked_limit
-from icelite.errors import ErrorKind, IceliteError, InvalidInputError, client_errors, has_secret, shown
+from icelite.errors import (
+    ErrorKind,
+    IceliteError,
+    InvalidInputError,
+    check_open_files,
+    client_errors,
+    has_secret,
+    shown,
+)
 from icelite.kerchunk.parquet import PARQUET_METADATA, read_parquet
 from icelite.kerchunk.references import ReferenceSet, collect_references, malformed
 
@@ -269,7 +277,8 @@ def _parsed(text: str, where: str) -> list[Any]:
     """The pieces of a template as Jinja's syntax tree; nothing of it has run."""
     try:
         jinja2 = importlib.import_module("jinja2")
-    except ImportError as error:
+    except (ImportError, OSError) as error:
+        check_open_files(f"jinja2 cannot be loaded for {where}")
         raise InvalidInputError(
             f"{where} needs the package jinja2: pip install 'icelite[kerchunk]'", ErrorKind.MISSING_PACKAGE
         ) from error

@@ -95,3 +95,11 @@ def test_a_process_that_may_open_no_more_files_is_told_so(call: str, path: Path,
         assert os.listdir(tmp_path / f"out{more}") == []
     assert outcomes[-1] == "ok"
     assert len(outcomes) > 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("icechunk") is None, reason="Icechunk is not there")
+def test_a_package_that_cannot_be_loaded_for_want_of_files_is_not_said_to_be_missing(
+    path: Path, tmp_path: Path
+) -> None:
+    said = attempt("icechunk", "RLIMIT_NOFILE", 4, path, tmp_path / "out")
+    assert said.startswith("io Icechunk cannot be loaded: this process has too many open files")
