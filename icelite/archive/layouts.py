@@ -142,7 +142,7 @@ def _can_be_cut(variable: xr.Variable, axis: int) -> bool:
         return False
     chunks = chunk_shape(metadata)
     size = int(np.prod(chunks)) * variable.dtype.itemsize
-    references = read_references(variable.data.manifest)
+    references = read_references(variable.data)
     whole = bool((references.lengths[references.codes != MISSING] == size).all())
     return math.prod(chunks[:axis]) == 1 and size > 0 and whole and not references.inlined
 
@@ -156,7 +156,7 @@ def _cut(variable: xr.Variable, dim: str, size: int | None) -> xr.Variable:
     if chunks[axis] == size or chunks[axis] % size or variable.shape[axis] % size or not _can_be_cut(variable, axis):
         return variable
     parts = chunks[axis] // size
-    references = read_references(variable.data.manifest)
+    references = read_references(variable.data)
     step = size * math.prod(chunks[axis + 1 :]) * variable.dtype.itemsize
     grid = references.grid
     within = np.arange(grid[axis] * parts) % parts * step  # of each new chunk in its old one

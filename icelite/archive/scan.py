@@ -149,7 +149,7 @@ def check_whole(dataset: xr.Dataset, sources: dict[str, SourceStamp]) -> None:
     for name, variable in dataset.variables.items() if sizes else ():
         if not is_virtual(variable):
             continue
-        references = read_references(variable.data.manifest)
+        references = read_references(variable.data)
         ends = references.offsets + references.lengths
         for code, url in enumerate(references.urls):
             end = max(ends[references.codes == code], default=0)

@@ -196,8 +196,9 @@ class _Numbers(dict[str, int]):
         return number
 
 
-def read_references(manifest: Any) -> References:
-    """The references of a ``ChunkManifest``."""
+def read_references(array: Any) -> References:
+    """The references of a ``ManifestArray``; that of a scalar may be called ``"0"``, as where it has one dimension."""
+    manifest = array.manifest
     grid = tuple(map(int, manifest.shape_chunk_grid))
     columns = [getattr(manifest, name, None) for name in ("_paths", "_offsets", "_lengths")]
     if all(isinstance(column, np.ndarray) for column in columns):
@@ -213,6 +214,8 @@ def read_references(manifest: Any) -> References:
         codes[start : start + len(block)] = np.fromiter(map(known.__getitem__, block), np.int64, len(block))
     for index in inlined:
         codes[_position(index, grid)] = MISSING
+    if not array.shape and grid == (1,):
+        grid, inlined = (), {index[1:]: data for index, data in inlined.items()}
     return References(grid, list(known)[2:], codes, offsets, lengths, inlined)
 
 
@@ -342,7 +345,7 @@ def read_times(bounds: xr.Variable, time: cf.Time, fetch: Fetch) -> xr.Variable:
 
 
 def _read_chunks(variable: xr.Variable, fetch: Fetch) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    references = read_references(variable.data.manifest)
+    references = read_references(variable.data)
     for number, code in enumerate(references.codes.tolist()):
         index = references.index(number)
         if index in references.inlined:

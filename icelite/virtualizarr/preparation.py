@@ -211,7 +211,7 @@ def _prepare_virtual(
     path: str, variable: xr.Variable, stored: ArrayV3Metadata | None, target: GroupTarget, sources: StampedSources
 ) -> VirtualArray:
     metadata = stored_metadata(path, variable)
-    references = check_references(path, metadata, read_references(variable.data.manifest))
+    references = check_references(path, metadata, read_references(variable.data))
     sources.admit(references.urls, path)
     dtypes = sources.find_packing_dtypes(path.rpartition("/")[2], variable, references.first_url(), renamed=True)
     if dtypes is None and stored is not None and not target.replaces_attributes:  # unknown; the numbers are compared

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,14 @@ class TestWrite:
         to_icelite(xr.Dataset({"v": variable}), session.store)
         assert stored(session).v.values.tolist() == [0, 1, -1, -1, 4, 5]
 
+    def test_a_scalar_whose_chunk_is_called_0(self, session: Session, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(np.array([1.5, 2.5]).tobytes())
+        metadata = create_v3_array_metadata(shape=(), data_type=np.dtype("f8"), chunk_shape=())
+        entry = {"path": (tmp_path / "a").as_uri(), "offset": 8, "length": 8}
+        array = manifests.ManifestArray(metadata, manifests.ChunkManifest({"0": entry}))
+        to_icelite(xr.Dataset({"v": ((), array)}), session.store)
+        assert stored(session).v.item() == 2.5
+
     def test_an_array_without_elements(self, session: Session) -> None:
         metadata = create_v3_array_metadata(shape=(0, 3), data_type=np.dtype("f4"), chunk_shape=(1, 3))
         array = manifests.ManifestArray(metadata, manifests.ChunkManifest({}, shape=(0, 1)))
@@ -268,7 +277,8 @@ class TestWrite:
             iter_refs = variable.data.manifest.iter_refs
             __getitem__ = staticmethod(variable.data.manifest.__getitem__)
 
-        fast, slow = arrays.read_references(variable.data.manifest), arrays.read_references(Public())
+        public = SimpleNamespace(manifest=Public(), shape=variable.shape)
+        fast, slow = arrays.read_references(variable.data), arrays.read_references(public)
         assert (fast.grid, fast.codes.tolist(), fast.urls, fast.inlined) == (
             slow.grid,
             slow.codes.tolist(),
@@ -282,7 +292,7 @@ class TestWrite:
 
     def test_a_location_is_kept_once_a_file(self, tmp_path: Path) -> None:
         variable = virtual(tmp_path / "a", ("x",), np.arange(10), (1,), missing=((3,),))
-        found = arrays.read_references(variable.data.manifest)
+        found = arrays.read_references(variable.data)
         assert found.urls == [(tmp_path / "a").as_uri()]
         assert found.codes.tolist() == [0, 0, 0, -1, 0, 0, 0, 0, 0, 0]
 
