@@ -56,9 +56,14 @@ class Payloads:
         InvalidInputError, StorageError, FormatError
             A reference that may not be read; a source that is missing, changed or short; a damaged payload.
         """
-        if ref.location == INLINE or ref.data is not None:
-            return self._inline(ref, chunk, window)
-        return _read(self.source(ref, chunk), ref, chunk, window, self.is_native(ref))
+        source = self._sources.get(ref.location)
+        if source is None:
+            if ref.location == INLINE or ref.data is not None:
+                return self._inline(ref, chunk, window)
+            source = self.source(ref, chunk)
+        if window is None and ref.length and not self.is_native(ref):
+            return source.read(ref.offset, ref.length, chunk)
+        return _read(source, ref, chunk, window, self.is_native(ref))
 
     def read_local(self, ref: Chunk, chunk: str, window: Window | None) -> bytes | None:
         """As `read`; None where the bytes have to come over a network, which is better awaited (`read_remote`)."""

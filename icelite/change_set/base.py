@@ -47,7 +47,7 @@ class BaseSnapshot:
     def stand_on(self, view: View) -> None:
         """Be another snapshot of the same catalog."""
         self.view = view
-        self._seen_version = -1
+        self.seen_version = -1  # of the catalog, when the snapshot was last found in it
         self._id: str | None = None  # when it was last looked for
 
     def check_kept(self) -> None:
@@ -59,7 +59,7 @@ class BaseSnapshot:
             ``snapshot-not-found``; ``catalog-replaced`` when another history has taken the place of this one.
         """
         version = self.catalog.version
-        if version == self._seen_version:
+        if version == self.seen_version:
             return
         with self.catalog.read() as txn:
             found = snapshots.find_id(txn, self.view.seq)
@@ -75,4 +75,4 @@ class BaseSnapshot:
                 ErrorKind.CATALOG_REPLACED,
             )
         self._id = found
-        self._seen_version = version
+        self.seen_version = version

@@ -37,6 +37,7 @@ class ChunkChanges:
     def __init__(self, base: BaseSnapshot, writer: ObjectWriter) -> None:
         self._base = base
         self._writer = writer
+        self._outside: set[int] = set()  # arrays whose last chunk was not inline: asking for its bytes, too, costs
         self._forget_staged()
 
     def _forget_staged(self) -> None:
@@ -94,8 +95,12 @@ class ChunkChanges:
                 return self._staged(*row)
         if node_id < 0:
             return None
-        found = chunk_table.find_chunk(base.catalog, base.view, node_id, chunk, whole=whole)
-        base.check_kept()
+        with_bytes = whole and node_id not in self._outside
+        found = chunk_table.find_chunk(base.catalog, base.view, node_id, chunk, whole=with_bytes)
+        if base.catalog.version != base.seen_version:
+            base.check_kept()
+        if whole and found is not None and with_bytes != (found.location == INLINE):
+            self._outside ^= {node_id}
         return found
 
     def find_many(self, node_id: int, chunks: Sequence[str]) -> list[Chunk | None]:

@@ -105,8 +105,14 @@ class NodeChanges:
 
     def find(self, path: str) -> Entry | None:
         """The group or array at a path, or None."""
-        staged = self._staged.get(path)
-        return self._find_base(path) if staged is None else staged.entry
+        if self._staged:
+            staged = self._staged.get(path)
+            if staged is not None:
+                return staged.entry
+        try:
+            return self._known[path]
+        except KeyError:
+            return self._find_base(path)
 
     def lookup_array(self, path: str) -> tuple[Entry, ArrayInfo]:
         """The array at a path.

@@ -49,8 +49,10 @@ class Forked(Protocol):
 
     changes: ChangeSet
     access: VirtualAccess
-    identity: str
-    merged: Merged
+
+    @property
+    def merged(self) -> Merged:
+        """What it has taken over, and what tells it from others."""
 
     @property
     def snapshot_id(self) -> str:
@@ -86,6 +88,8 @@ class Merged:
 
     Attributes
     ----------
+    identity
+        What tells the session from every other one, in whatever process.
     states, marks
         States and marks of the forks taken over.
     inherited
@@ -98,6 +102,7 @@ class Merged:
         Path of the arrays made longer: the states that did it, and their shape then.
     """
 
+    identity: str = field(default_factory=new_identity)
     states: set[str] = field(default_factory=set)
     marks: set[str] = field(default_factory=set)
     inherited: str | None = None
@@ -140,7 +145,7 @@ def _check_bases(session: Forked, forks: Sequence[Forked]) -> None:
 def _check_belongs(session: Forked, fork: Forked) -> None:
     """Refuse what is neither a fork of the session nor one that began where it did: same file, branch and snapshot."""
     theirs = getattr(fork, "origin", None)
-    base = None if theirs is None else theirs.sessions.get(session.identity)
+    base = None if theirs is None else theirs.sessions.get(session.merged.identity)
     if base == session.snapshot_id:
         return
     if base is not None:

@@ -64,8 +64,7 @@ class Session:
         commit_metadata: Mapping[str, Any] | None = None,
         fork_of: ForkOrigin | None = None,
     ) -> None:
-        self.identity = new_identity()
-        self.merged = Merged()
+        self._merged = Merged() if writable else None  # else made when it is asked for
         self._fork_of = fork_of
         self._forked: tuple[object, OpenedSnapshot] | None = None  # what forks stand on, and of which state
         self._rearrange = rearrange
@@ -84,7 +83,8 @@ class Session:
         writer = ObjectWriter(self.objects, config.inline_chunk_threshold_bytes, config.object_target_bytes)
         self.changes = ChangeSet(self._catalog, self._base.view, writer)
         self.payloads = Payloads(self._catalog, self.access, self.objects)
-        self.merged.grown = {}
+        if self._merged is not None:
+            self._merged.grown = {}
 
     # -- what it is --------------------------------------------------------------------------------------------
 
@@ -102,6 +102,13 @@ class Session:
     def branch(self) -> str | None:
         """The branch it commits to; None for a read-only session."""
         return self._branch if self._writable else None
+
+    @property
+    def merged(self) -> Merged:
+        """What it has taken over, and what tells it from others."""
+        if self._merged is None:
+            self._merged = Merged()
+        return self._merged
 
     @property
     def origin(self) -> ForkOrigin:
@@ -349,7 +356,7 @@ class Session:
             objects=self.objects,
             branch=None,
             writable=True,
-            fork_of=self.origin.of(self.identity, self.snapshot_id),
+            fork_of=self.origin.of(self.merged.identity, self.snapshot_id),
         )
 
     def merge(self, *forks: ForkSession, on_append: VersionSelection = VersionSelection.Fail) -> None:
@@ -415,10 +422,7 @@ class Session:
     def get_node_id(self, path: str) -> str:
         """What stays the same when a node is moved; provisional (negative) until the node is committed.
 
-        Raises
-        ------
-        NodeNotFoundError
-            ``node-not-found``.
+        `NodeNotFoundError` ``node-not-found``.
         """
         bare = check_path(path)
         entry = self.changes.nodes.find(bare)
@@ -579,15 +583,14 @@ class ForkSession(Session):
             changes = self.changes.dump()
             self.merged.freeze(self.changes)
             merged = replace(self.merged, own=new_identity())
-        its_own = {"identity": self.identity, "merged": merged, "changes": changes}
-        return {**self._kept(), "fork_of": self._fork_of, "its_own": its_own}
+        return {**self._kept(), "fork_of": self._fork_of, "its_own": (merged, changes)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        its_own = state.pop("its_own")
+        merged, changes = state.pop("its_own")
         catalog = _own_catalog(state.pop("storage"), state["config"])
         self.__init__(catalog, **state, branch=None, writable=True)  # type: ignore[misc]
-        self.identity, self.merged = its_own["identity"], replace(its_own["merged"], own=new_identity())
-        self.changes.load(its_own["changes"])
+        self._merged = replace(merged, own=new_identity())
+        self.changes.load(changes)
 
 
 def _own_catalog(storage: StorageConfig, config: RepositoryConfig) -> Catalog:
