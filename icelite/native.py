@@ -75,7 +75,8 @@ def make_native(
 
     Afterwards they need none of the files that they referred to. Values are equal to the last bit; attributes,
     dimension names, fill values and known codecs stay. Memory holds a block of at most 128 MiB, or of one chunk where
-    that is larger. A variable with chunks of its own is not continued by `virtualize`, whose files have others.
+    that is larger. Data with chunks of their own are not continued by `virtualize`, whose files have others; but
+    coordinates that it loads are.
 
     Parameters
     ----------

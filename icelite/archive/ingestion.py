@@ -20,7 +20,7 @@ from icelite.archive.fit import Fitting, align_files, combine_files, find_misfit
 from icelite.archive.holdings import Holdings, SortedSources, find_holdings, sort_sources
 from icelite.archive.inputs import Sources, keep_sources, list_inputs, name_of
 from icelite.archive.labels import describe_range, find_values
-from icelite.archive.layouts import fill_missing
+from icelite.archive.layouts import fill_missing, prepare_growth
 from icelite.archive.placing import Placement, StoredSteps, drop_empty, place_files
 from icelite.archive.reach import reach_of
 from icelite.archive.records import METADATA, Recorded
@@ -190,6 +190,7 @@ class Ingestion:
             if not placed:
                 raise InvalidInputError("no file is left to begin with", ErrorKind.INVALID_DATASET)
         combined = combine_files([placement.file for placement in placed], self.fitting, fetch)
+        combined = combined if self.fitting is None else prepare_growth(combined, self.fitting.concat_dim)
         if not self.dry_run:
             to_icelite(combined, session.store, group=self.group or None, mode="a" if again else None)
         return Written(placed, [combined])

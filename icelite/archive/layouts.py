@@ -26,6 +26,10 @@ from icelite.virtualizarr.arrays import (
     read_references,
     stored_metadata,
 )
+from icelite.virtualizarr.preparation import find_chosen_chunks
+
+GROWING_BYTES = 8192  # of chunks that every append writes anew, all coordinates together
+FEWEST_STEPS = 16  # in a chunk, or it would not help
 
 
 def align_layouts(datasets: Sequence[xr.Dataset], concat_dim: str) -> list[xr.Dataset]:
@@ -41,6 +45,27 @@ def align_layouts(datasets: Sequence[xr.Dataset], concat_dim: str) -> list[xr.Da
     return [
         _replace(dataset, changes) if changes else dataset for dataset, changes in zip(datasets, changed, strict=True)
     ]
+
+
+def prepare_growth(dataset: xr.Dataset, concat_dim: str) -> xr.Dataset:
+    """The dataset, its loaded values along a dimension stored in chunks that have room for the next years.
+
+    With one chunk for each file that is added, opening would read thousands; with a large one, each append would
+    write it anew. Chunks that the caller chose stay, and so do those of values that are large.
+    """
+    dataset = dataset.copy()
+    growing = [
+        variable
+        for name, variable in dataset.variables.items()
+        if concat_dim in variable.dims and not is_virtual(variable) and find_chosen_chunks(name, variable) is None
+    ]
+    for variable in growing:
+        others = [size for dim, size in variable.sizes.items() if dim != concat_dim]
+        length = GROWING_BYTES // len(growing) // max(1, math.prod(others) * variable.dtype.itemsize)
+        if length >= FEWEST_STEPS:
+            chunks = tuple(length if dim == concat_dim else max(1, size) for dim, size in variable.sizes.items())
+            variable.encoding = {**variable.encoding, "chunks": chunks, "preferred_chunks": None}
+    return dataset
 
 
 def fit_stored(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], concat_dim: str) -> xr.Dataset:

@@ -30,23 +30,33 @@ from icelite.types import Node, View
 
 V2_DOCUMENTS = {name for name, zarr_format in DOCUMENTS.items() if zarr_format == 2}
 
+# Those of a catalog that grows every night have thousands of versions, each with its metadata: only one is read.
 SELECT_NODE = """
-SELECT seg, seq, node_id, zarr_format, metadata FROM node WHERE path = ?1 AND seq <= ?2 ORDER BY seq DESC
+SELECT seg, seq, node_id, zarr_format, metadata FROM node WHERE path = ?1 AND seq <= ?2 ORDER BY seq DESC LIMIT 1
 """
+SELECT_NODE_POINTS = "SELECT seg, seq FROM node WHERE path = ?1 AND seq < ?2 ORDER BY seq DESC"
 SELECT_NODE_BY_ID = """
 SELECT seg, seq, path, zarr_format, metadata FROM node WHERE node_id = ?1 AND seq <= ?2 ORDER BY seq DESC
 """
-_VISIBLE = """
-SELECT path, node_id, zarr_format, metadata FROM (
-  SELECT n.path, max(n.seq), n.node_id, n.zarr_format, n.metadata FROM node n CROSS JOIN lineage l
-  WHERE n.seq <= ?2 AND l.seg = n.seg AND n.seq <= l.bound"""
-SELECT_ALL_NODES = LINEAGE + _VISIBLE + " GROUP BY n.path) WHERE metadata IS NOT NULL"
-# '0' is the character after '/': the range holds exactly the paths that begin with ?3 and a slash.
-SELECT_NODES_BELOW = (
-    LINEAGE + _VISIBLE + " AND n.path > ?3 || '/' AND n.path < ?3 || '0' GROUP BY n.path) WHERE metadata IS NOT NULL"
+# Of each path from ?3 to below ?4 the version that the snapshot sees; paths are found one by one in the index.
+SELECT_NODES = (
+    LINEAGE.rstrip()
+    + """, paths (path) AS (
+  SELECT min(path) FROM node WHERE path >= ?3 AND path < ?4
+  UNION ALL
+  SELECT (SELECT min(n.path) FROM node n WHERE n.path > p.path AND n.path < ?4) FROM paths p WHERE p.path IS NOT NULL
 )
+SELECT n.path, n.node_id, n.zarr_format, n.metadata FROM paths p CROSS JOIN node n
+WHERE n.path = p.path AND n.metadata IS NOT NULL AND n.seq = (
+  SELECT v.seq FROM node v CROSS JOIN lineage l
+  WHERE v.path = p.path AND v.seq <= ?2 AND l.seg = v.seg AND v.seq <= l.bound ORDER BY v.seq DESC LIMIT 1
+)
+"""
+)
+END = b""  # SQLite sorts it behind every text
 SELECT_MAX_ID = "SELECT coalesce(max(node_id), 0) FROM node"
 VERSION = types(int, int, int, int, OPTIONAL_TEXT)  # of SELECT_NODE
+POINT = types(int, int)
 VERSION_BY_ID = types(int, int, str, int, OPTIONAL_TEXT)
 LISTED = types(str, int, int, str)
 INSERT_NODE = """
@@ -57,19 +67,32 @@ INSERT OR REPLACE INTO node (path, seq, seg, node_id, zarr_format, metadata, crc
 def find_node(catalog: Catalog | Transaction, view: View, path: str) -> Node | None:
     """The group or array at ``path``, or None."""
     bounds = view.bounds
-    for row in _versions(catalog, path, view.seq):
+    version = _find_version(catalog, path, view.seq)
+    if version is not None and version[1] > bounds.get(version[0], -1):  # that of another branch
+        points = _list_points(catalog, path, version[1])
+        seen = next((seq for seg, seq in points if seq <= bounds.get(seg, -1)), None)
+        version = None if seen is None else _find_version(catalog, path, seen)
+    if version is None or version[4] is None:
+        return None
+    return _node(path, *version[2:])
+
+
+def _find_version(catalog: Catalog | Transaction, path: str, seq: int) -> Row | None:
+    row = catalog.row(SELECT_NODE, (path, seq))
+    if row is not None:
         check_types(row, VERSION, f"node {shown(path)}")
-        seg, seq, node_id, zarr_format, metadata = row
-        if seq <= bounds.get(seg, -1):
-            return None if metadata is None else _node(path, node_id, zarr_format, metadata)
-    return None
+    return row
 
 
-def _versions(catalog: Catalog | Transaction, path: str, seq: int) -> list[Row]:
+def _list_points(catalog: Catalog | Transaction, path: str, seq: int) -> list[Row]:
+    """Segment and number of the versions of a node before one, newest first."""
     if isinstance(catalog, Catalog):
         with catalog.read() as txn:
-            return txn.rows(SELECT_NODE, (path, seq))
-    return catalog.rows(SELECT_NODE, (path, seq))
+            return _list_points(txn, path, seq)
+    points = catalog.rows(SELECT_NODE_POINTS, (path, seq))
+    for point in points:
+        check_types(point, POINT, f"node {shown(path)}")
+    return points
 
 
 def find_last_state(txn: Transaction, view: View, node_id: int) -> Node | None:
@@ -94,15 +117,14 @@ def find_node_by_id(txn: Transaction, view: View, node_id: int) -> Node | None:
 def list_nodes(catalog: Catalog, view: View, path: str) -> list[Node]:
     """The nodes at and below ``path`` (everything for ``""``), in order of creation."""
     with catalog.read() as txn:
-        if path == "":
-            rows = txn.rows(SELECT_ALL_NODES, (view.seg, view.seq))
-        else:
-            rows = txn.rows(SELECT_NODES_BELOW, (view.seg, view.seq, path))
-            itself = find_node(txn, view, path)
+        # '0' is the character after '/': the range holds exactly the paths that begin with this one and a slash
+        names = (path + "/", path + "0") if path else ("", END)
+        rows = txn.rows(SELECT_NODES, (view.seg, view.seq, *names))
+        itself = find_node(txn, view, path) if path else None
     for row in rows:
         check_types(row, LISTED, "a node")
     nodes = [_node(*row) for row in rows]
-    if path and itself is not None:
+    if itself is not None:
         nodes.append(itself)
     return sorted(nodes, key=lambda node: node.node_id)
 

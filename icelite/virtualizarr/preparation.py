@@ -134,7 +134,7 @@ def prepare_group(
         if is_virtual(variable):
             virtual[name] = _prepare_virtual(_join(path, name), variable, present, target, sources)
         elif present is None:
-            loadable[name] = _without_storage_encoding(variable)
+            loadable[name] = _without_storage_encoding(name, variable)
         else:
             prepared.existing[name] = variable
     urls = {url: None for array in virtual.values() for url in array.references.first_url()}
@@ -296,11 +296,38 @@ def _group_attributes(path: str, dataset: xr.Dataset, stored: StoredGroup) -> di
     return {**stored.attributes, **new, **listed}
 
 
-def _without_storage_encoding(variable: xr.Variable) -> xr.Variable:
-    """The variable without its source's chunks and codecs: a coordinate of 10,000 files would have 10,000 chunks."""
+def _without_storage_encoding(name: Hashable, variable: xr.Variable) -> xr.Variable:
+    """The variable without its source's chunks and codecs: a coordinate of 10,000 files would have 10,000 chunks.
+
+    Chunks that the caller chose stay.
+    """
+    chunks = find_chosen_chunks(name, variable)
     variable = variable.copy(deep=False)
     variable.encoding = {key: value for key, value in variable.encoding.items() if key not in _STORAGE_ENCODING}
+    if chunks is not None:
+        variable.encoding["chunks"] = chunks
     return variable
+
+
+def find_chosen_chunks(name: Hashable, variable: xr.Variable) -> tuple[int, ...] | None:
+    """The chunks in a variable's encoding, if somebody put them there; those of its source xarray prefers as well.
+
+    Raises
+    ------
+    InvalidInputError
+        ``invalid-dataset``: they are none for its dimensions, and xarray would ignore them.
+    """
+    chunks, source = variable.encoding.get("chunks"), variable.encoding.get("preferred_chunks")
+    if chunks is None or (source is not None and chunks == tuple(source.values())):
+        return None
+    chosen = (chunks,) * variable.ndim if isinstance(chunks, int) else tuple(chunks)
+    if len(chosen) != variable.ndim or not all(isinstance(size, int | np.integer) and size > 0 for size in chosen):
+        raise InvalidInputError(
+            f"variable {name!r} cannot be stored in chunks of {chunks!r}, as its encoding says: it has"
+            f" {variable.ndim} dimensions {variable.dims}, each of which needs a length of 1 or more",
+            ErrorKind.INVALID_DATASET,
+        )
+    return tuple(map(int, chosen))
 
 
 def _try_encoding(

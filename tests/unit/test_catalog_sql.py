@@ -38,7 +38,7 @@ BEFORE_THE_DOORS_CLOSE = {
 SCANS = {
     "connections.IS_CHANGE_SET_USED": "staged.chunk_ref",  # stops at the first row
     "remote.SELECT_NEWEST_OPERATION": "operation",  # stops at the first row
-    "nodes.SELECT_ALL_NODES": "n",
+    "nodes.SELECT_NODES": "p",  # paths that were found in the index
     "chunks.SELECT_SOURCES": "n",
     "locations.SELECT_NUMBERED_LOCATIONS": "l",
     "locations.SELECT_LOCATIONS": "l",
@@ -87,7 +87,8 @@ HOT = {
     "changes.SELECT_CHANGES": "change USING PRIMARY KEY (seq=?)",
     "changes.SELECT_CHANGES_SINCE": "c USING PRIMARY KEY (seq>? AND seq<?)",
     "nodes.SELECT_NODE": "node USING PRIMARY KEY (path=? AND seq<?)",
-    "nodes.SELECT_NODES_BELOW": "n USING PRIMARY KEY (path>? AND path<?)",
+    "nodes.SELECT_NODE_POINTS": "node USING PRIMARY KEY (path=? AND seq<?)",
+    "nodes.SELECT_NODES": "v USING PRIMARY KEY (path=? AND seq<?)",
     "nodes.SELECT_MAX_ID": "node USING COVERING INDEX node_by_id",
     "locations.SELECT_LOCATION": "l USING INTEGER PRIMARY KEY (rowid=?)",
     "locations.SELECT_LOCATION_ID": "location USING INDEX location_by_path (path=?)",

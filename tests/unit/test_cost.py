@@ -16,6 +16,7 @@ import pytest
 import zarr
 
 from icelite import Repository
+from icelite.catalog.nodes import find_node, list_nodes
 
 
 def steps(repo: Repository, act: Callable[[], object]) -> int:
@@ -84,6 +85,24 @@ def test_a_chunk_is_found_without_reading_others(tmp_path: Path) -> None:
     store = repo.readonly_session("main").store
     store.get_sync("a/c/0")
     assert steps(repo, lambda: store.get_sync("a/c/1")) == few
+
+
+def test_nodes_are_found_and_listed_without_reading_their_older_versions(tmp_path: Path) -> None:
+    """As when a catalog has grown every night: the shape of each array changed thousands of times."""
+    repo = make(tmp_path / "a.icelite")
+
+    def cost() -> tuple[int, int]:
+        changes = repo.readonly_session("main").changes
+        found = lambda: find_node(changes.catalog, changes.view, "a")  # noqa: E731
+        assert found() is not None
+        return steps(repo, found), steps(repo, lambda: list_nodes(changes.catalog, changes.view, ""))
+
+    few = cost()
+    for number in range(50):
+        session = repo.writable_session("main")
+        zarr.open_array(session.store, path="a").attrs["night"] = number
+        session.commit(f"night {number}")
+    assert cost() == few
 
 
 FAULTS = """
