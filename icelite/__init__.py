@@ -219,6 +219,7 @@ _EDGES = {
     "open_virtual": ("icelite.formats", "virtual"),
     "open_virtual_tree": ("icelite.formats", "virtual"),
     "replace": ("icelite.archive.updating", "virtual"),
+    "template": ("icelite.archive.template", "virtual"),
     "update": ("icelite.archive.updating", "virtual"),
     "virtualizarr": ("icelite.virtualizarr", "virtual"),
     "virtualize": ("icelite.archive.virtualize", "virtual"),

@@ -95,7 +95,7 @@ def fill_missing(dataset: xr.Dataset, models: Mapping[str, xr.Variable], concat_
     added = {
         name: unwritten_like(model, concat_dim, length)
         for name, model in models.items()
-        if name not in dataset.variables and _reads_as_missing(model)
+        if name not in dataset.variables and reads_as_missing(model)
     }
     return _replace(dataset, added) if added else dataset
 
@@ -121,7 +121,7 @@ def _no_references(grid: tuple[int, ...]) -> References:
     return References(grid, [], nothing + MISSING, nothing, nothing, {})
 
 
-def _reads_as_missing(variable: xr.Variable) -> bool:
+def reads_as_missing(variable: xr.Variable) -> bool:
     """Whether a chunk that is not stored is decoded to missing values."""
     metadata = variable.data.metadata
     attributes = stored_metadata("missing", variable).attributes
@@ -129,6 +129,24 @@ def _reads_as_missing(variable: xr.Variable) -> bool:
     if isinstance(attributes.get("_FillValue"), str):
         raw.attrs["_FillValue"] = xr.backends.zarr.FillValueCoder.decode(attributes["_FillValue"], raw.dtype)
     return bool(xr.conventions.decode_cf_variable("missing", raw, decode_times=False).isnull().values.all())
+
+
+def with_fill_value(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata]) -> xr.Dataset:
+    """The dataset, its virtual variables with the fill values of stored arrays, if all their chunks are there.
+
+    Then they have no part that would read as one.
+    """
+    changes = {}
+    for name, variable in dataset.variables.items():
+        target = stored.get(str(name))
+        if target is None or not is_virtual(variable) or read_references(variable.data).missing().any():
+            continue
+        own = variable.data.metadata
+        if own.data_type == target.data_type and json.dumps(own.to_dict()["fill_value"]) != json.dumps(
+            target.to_dict()["fill_value"]
+        ):
+            changes[name] = _with_metadata(variable, dataclasses.replace(own, fill_value=target.fill_value))
+    return _replace(dataset, changes) if changes else dataset
 
 
 def _replace(dataset: xr.Dataset, changes: Mapping[Any, xr.Variable]) -> xr.Dataset:
@@ -242,8 +260,12 @@ def _adopt(variable: xr.Variable, target: ArrayV3Metadata) -> xr.Variable:
         return _with_array(variable, metadata, _no_references(grid))
     if describe_codecs(own) != describe_codecs(target):
         return variable
+    return _with_metadata(variable, dataclasses.replace(own, codecs=target.codecs))
+
+
+def _with_metadata(variable: xr.Variable, metadata: ArrayV3Metadata) -> xr.Variable:
+    """The same chunks of a virtual variable, with other metadata."""
     from virtualizarr.manifests import ManifestArray
 
-    metadata = dataclasses.replace(own, codecs=target.codecs)
     array = ManifestArray(metadata=metadata, chunkmanifest=variable.data.manifest)
     return xr.Variable(variable.dims, array, variable.attrs, variable.encoding, fastpath=True)

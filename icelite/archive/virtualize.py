@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import xarray as xr
 
+from icelite.archive.filling import Filling
 from icelite.archive.findings import Policy, Prefer
 from icelite.archive.fit import COMPATS, Compat, Fitting
 from icelite.archive.ingestion import Ingestion
@@ -62,6 +63,7 @@ def virtualize(
     prefer: Prefer | None = None,
     missing: Literal["raise", "fill"] = "raise",
     dry_run: bool = False,
+    region: Literal["auto"] | None = None,
     workers: int | None = None,
     on_unreferenceable: Literal["copy", "raise"] = "copy",
     on_unreadable: Literal["skip", "raise"] = "skip",
@@ -128,6 +130,9 @@ def virtualize(
         ``"fill"`` adds files that lack a referenced variable which has a fill value; it is missing there.
     dry_run
         Write nothing, and raise nothing that is about a single file: the summary says what would be done.
+    region
+        ``"auto"``: write the files to the steps of the group that have their labels, in any order, as many processes as
+        like at once; `icelite.template` makes such a group.
     workers
         Processes that scan; 1 for this one only. By default one for each CPU, from 64 files on.
     config, authorize_virtual_chunk_access
@@ -164,13 +169,26 @@ def virtualize(
         },
         preprocess=preprocess,
     )
+    fitting = make_fitting(concat_dim, compat, stack)
+    policy = policy.lenient() if dry_run else policy
+    path = check_path(group or "")
+    if region is not None:
+        given: object = region
+        if given != "auto" or fitting is None or append is not None:
+            raise InvalidInputError(
+                f"region must be 'auto', not {region!r}, with a concat_dim= and without append=",
+                ErrorKind.INVALID_ARGUMENT,
+            )
+        filling = Filling(fitting, path, branch, message, policy, workers, progress, registry, dry_run)
+        with opened(repository, config, authorize_virtual_chunk_access, False, dry_run) as found:
+            return filling.run(sources, found, parsing)
     ingestion = Ingestion(
-        make_fitting(concat_dim, compat, stack),
+        fitting,
         append,
-        check_path(group or ""),
+        path,
         branch,
         message,
-        policy.lenient() if dry_run else policy,
+        policy,
         workers,
         progress,
         registry,

@@ -1,4 +1,4 @@
-"""Verbs about references into other files: virtualize, update, sources, refs, relocate, make-native."""
+"""Verbs about references into other files: virtualize, template, update, sources, refs, relocate, make-native."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def show_summary(done: Any, as_json: bool) -> None:
 @click.option("--stack", multiple=True, metavar="VARIABLE", help="Keep every file's value of it. May be repeated.")
 @policy_options()
 @click.option("--skip-broken", is_flag=True, help="The same as --on-broken skip.")
+@click.option("--region", type=click.Choice(["auto"]), help="Fill a template: each file goes where its labels are.")
 @click.option("--no-copy", is_flag=True, help="Stop at chunks that cannot be referenced, instead of copying them.")
 @click.option(
     "--on-unreadable",
@@ -111,6 +112,7 @@ def virtualize(
     skip_broken: bool,
     prefer: tuple[str, ...],
     dry_run: bool,
+    region: Literal["auto"] | None,
     no_copy: bool,
     on_unreadable: Literal["skip", "raise"],
     workers: int | None,
@@ -145,6 +147,7 @@ def virtualize(
             skip_broken=skip_broken,
             prefer=prefer or None,
             dry_run=dry_run,
+            region=region,
             **policy,
             on_unreferenceable="raise" if no_copy else "copy",
             on_unreadable=on_unreadable,
@@ -154,6 +157,80 @@ def virtualize(
             progress=progress,
         )
     show_summary(done, as_json)
+
+
+@click.command()
+@click.argument("catalog", metavar="CATALOG")
+@click.argument("sample")
+@click.option("--concat-dim", required=True, metavar="NAME", help="Dimension that the steps are along, such as time.")
+@click.option("--from", "start", required=True, metavar="TIME", help="The first step, such as 2024-01-01T12.")
+@click.option("--to", "end", required=True, metavar="TIME", help="The last step.")
+@click.option("--every", default="1D", show_default=True, metavar="FREQ", help="As pandas has it: 1D, 6h, MS, ...")
+@click.option("--group", metavar="PATH", help="Group to write; the root by default.")
+@click.option("--branch", default="main", show_default=True, help="Branch to commit to.")
+@click.option("--drop", multiple=True, metavar="VARIABLE", help="Leave a variable out. May be repeated.")
+@click.option("--load", multiple=True, metavar="VARIABLE", help="Store a variable's values. May be repeated.")
+@click.option("--fill", multiple=True, metavar="NAME=VALUE", help="What empty steps of a variable read as.")
+@click.option("-m", "--message", help="Commit message; by default it says what was made.")
+@access_option
+@json_option
+def template(
+    catalog: str,
+    sample: str,
+    concat_dim: str,
+    start: str,
+    end: str,
+    every: str,
+    group: str | None,
+    branch: str,
+    drop: tuple[str, ...],
+    load: tuple[str, ...],
+    fill: tuple[str, ...],
+    message: str | None,
+    access: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a group of full length with nothing in it, as one file says it; virtualize --region auto fills it.
+
+    \b
+    icelite template ocean.icelite data/20240101.nc --concat-dim time --from 2024-01-01T12 --to 2024-12-31T12
+    icelite virtualize 'data/202407*.nc' -o ocean.icelite --concat-dim time --region auto
+    """
+    import icelite
+
+    snapshot_id = icelite.template(
+        catalog,
+        sample,
+        concat_dim=concat_dim,
+        index=_times(start, end, every),
+        fill_value=dict(_fill_value(text) for text in fill),
+        group=group,
+        branch=branch,
+        drop_variables=list(drop) or None,
+        loadable_variables=list(load) or None,
+        message=message,
+        authorize_virtual_chunk_access=authorizations(access),
+    )
+    print_json({"snapshot_id": snapshot_id}) if as_json else line(f"snapshot {snapshot_id}: a template to be filled")
+
+
+def _times(start: str, end: str, every: str) -> Any:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    try:
+        return pd.date_range(start, end, freq=every)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"--from {start} --to {end} --every {every} are no times: {error}", ErrorKind.INVALID_ARGUMENT
+        ) from error
+
+
+def _fill_value(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        raise InvalidInputError(f"--fill {text!r} is not NAME=VALUE", ErrorKind.INVALID_ARGUMENT) from None
 
 
 @click.command()
@@ -362,4 +439,4 @@ def _length(text: str) -> tuple[str, int]:
         raise InvalidInputError(f"--chunks {text!r} is not DIM=N", ErrorKind.INVALID_ARGUMENT) from None
 
 
-COMMANDS = (virtualize, update, sources, refs, relocate, make_native)
+COMMANDS = (virtualize, template, update, sources, refs, relocate, make_native)

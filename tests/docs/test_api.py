@@ -21,6 +21,7 @@ MODULES = {  # names that are asked for only when they are used, since they need
             "make_native",
             "open_virtual",
             "open_virtual_tree",
+            "template",
             "replace",
             "update",
             "virtualize",

@@ -22,7 +22,7 @@ import icelite
 from icelite.cli import main
 
 VERBS = ["create", "info", "log", "ls", "diff", "verify", "virtualize", "update", "sources", "refs", "relocate"]
-VERBS += ["bundle", "export", "import", "expire", "gc", "compact", "make-native"]
+VERBS += ["bundle", "export", "import", "expire", "gc", "compact", "make-native", "template"]
 
 
 class Shell:
@@ -223,6 +223,23 @@ def test_variables_are_copied(tmp_path: Path) -> None:
     assert here.json("log", "a.icelite", "-n", "1")[0]["message"] == "native"
     assert {row["kind"] for row in here.json("refs", "a.icelite", "sst")} == {"inline"}
     assert "anom in chunks of 3 x 1 x 9 x 36" in here.run("make-native", "a.icelite", "anom", *chunks).stdout
+
+
+def test_a_template_is_filled(tmp_path: Path) -> None:
+    oisst.write_days(tmp_path / "oisst", date(2024, 8, 30), 3, (6, 12))
+    here = Shell(tmp_path)
+    sample = "oisst/oisst-avhrr-v02r01.20240831.nc"
+    times = ["--concat-dim", "time", "--from", "2024-08-30T12", "--to", "2024-09-02T12"]
+    done = here.json("template", "a.icelite", sample, *times)
+    assert here.json("log", "a.icelite", "-n", "1")[0]["id"] == done["snapshot_id"]
+    fill = ["virtualize", "oisst/*.nc", "-o", "a.icelite", "--concat-dim", "time", "--region", "auto"]
+    assert len(here.json(*fill)["added"]) == 3
+    assert here.json(*fill)["snapshot_id"] is None
+    with xr.open_dataset(tmp_path / "a.icelite") as found:
+        assert found.sst.isnull().all(["zlev", "lat", "lon"]).values.tolist() == [False, False, False, True]
+    assert "a template to be filled" in here.run("template", "b.icelite", sample, *times, "--every", "6h").stdout
+    for bad, words in ((["--every", "1z"], "are no times"), (["--fill", "sst"], "'sst' is not NAME=VALUE")):
+        assert words in here.fails("template", "c.icelite", sample, *times, *bad)
 
 
 def test_history_is_cut_and_space_given_back(tmp_path: Path) -> None:
