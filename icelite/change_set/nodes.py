@@ -5,7 +5,7 @@ A new node has a negative id (-1 is the first) until the commit gives it one tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,6 +176,12 @@ class NodeChanges:
             node = self._with_document(entry.node, name, text)
             if node is not entry.node:
                 self._replace_node(entry, node)
+
+    def set_documents(self, documents: Iterable[tuple[str, str, str]]) -> None:
+        """Write many documents, each path, name and text, as `set_document` does one; the catalog is entered once."""
+        with self._base.lock, self._base.catalog.read():
+            for path, name, text in documents:
+                self.set_document(path, name, text)
 
     def _put_new(self, node: Node, *info: ArrayInfo | None) -> None:
         self._last_id -= 1

@@ -5,30 +5,31 @@ A file is opened and inspected once. What h5py cannot read, or Zarr cannot store
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import h5py
 import numpy as np
 import xarray as xr
-from h5py import h5d
+from h5py import h5o
 
 from icelite.errors import InvalidInputError
 from icelite.formats.attributes import FILL_TEXT, fill_text, is_fill_value, json_attributes, packing_attributes
-from icelite.formats.hdf5_layout import DatasetLayout, describe_filter, filters_of, find_layout
-from icelite.formats.hdf5_survey import PREFIX, Attributes, Group, Survey, is_dimension_only
+from icelite.formats.hdf5_layout import DatasetLayout, Recognition, describe_filter, filters_of
+from icelite.formats.hdf5_survey import PREFIX, Attributes, Group, Member, Survey
 from icelite.formats.parsed import Copied, ParsedGroup, lazy_copy, no_group
 from icelite.formats.source import SourceFile
 from icelite.keys import CONSOLIDATED, DOCUMENTS, check_path
 from icelite.types import SourceStamp
 
 _RESERVED = {*DOCUMENTS, CONSOLIDATED}
-_SMALL_BYTES = 65_536  # values that are read at once: no more than HDF5 keeps among the metadata
+_SHORT = 200  # letters of a name, of which any is allowed
+_SMALL_BYTES = 65_536  # of a variable that is copied: no more than HDF5 keeps among the metadata
 
 
 def parse(
@@ -59,21 +60,25 @@ class _Parsing:
     ) -> None:
         self._source, self._stamp, self._file = source, stamp, file
         self._survey, self._dropped = survey, dropped
-        self._known: dict[Any, Any] = {}
+        self._recognition = Recognition()
 
     def group(self, group: Group, whole_tree: bool) -> ParsedGroup:
-        attributes = self._attributes(group.path or "/", Attributes(group.node))
+        attributes = self._attributes(group.path or "/", Attributes(group.node.id, group.node.id.get_create_plist()))
         names = attributes.pop("coordinates", "")
         parsed = ParsedGroup(attributes=json_attributes(attributes))
         parsed.coordinates = tuple(names.split()) if isinstance(names, str) else ()
         problems = group.problems if whole_tree else {}
         parsed.skipped = {name: why for name, why in problems.items() if name not in self._dropped}
-        for name, dataset in group.datasets.items():
-            if name not in self._dropped and not is_dimension_only(dataset):
-                self._add(parsed, group, name, dataset)
+        taken: set[str] = set()
+        for name, member in group.datasets.items():
+            if name not in self._dropped and not member.is_dimension_only():
+                plain = self._name(name.removeprefix(PREFIX), taken)
+                taken.add(plain)
+                self._add(parsed, f"{group.path}/{name}", plain, member)
         for name, below in group.groups.items() if whole_tree else ():
             if name not in self._dropped:
-                plain = self._name(name, (*parsed.arrays, *parsed.copied, *parsed.groups))
+                plain = self._name(name, taken)
+                taken.add(plain)
                 parsed.groups[plain] = self.group(below, whole_tree)
         return parsed
 
@@ -84,45 +89,46 @@ class _Parsing:
         return plain
 
     def _attributes(self, path: str, attributes: Attributes) -> dict[str, Any]:
-        if attributes.dropped:
-            told = "; ".join(f"{name!r}: {why}" for name, why in attributes.dropped.items())
+        values, dropped = attributes.read()
+        if dropped:
+            told = "; ".join(f"{name!r}: {why}" for name, why in dropped.items())
             warnings.warn(f"attributes of {path!r} of {self._source.url!r} are dropped: {told}", stacklevel=6)
-        return attributes.values
+        return values
 
-    def _add(self, parsed: ParsedGroup, group: Group, name: str, dataset: h5py.Dataset) -> None:
-        path = f"{group.path}/{name}"
-        plain = self._name(name.removeprefix(PREFIX), (*parsed.arrays, *parsed.copied, *parsed.groups))
-        attributes = self._attributes(path, Attributes(dataset))
+    def _add(self, parsed: ParsedGroup, path: str, plain: str, member: Member) -> None:
+        attributes = self._attributes(path, member.attributes)
         layout: DatasetLayout | str = "it is in another file (an external link)"
-        if dataset.file.filename == self._file.filename:
-            layout = find_layout(path.lstrip("/"), dataset)
+        if member.key[0] == self._survey.fileno:
+            layout = self._recognition.find_layout(path.lstrip("/"), member.id, member.shape, member.plist)
         fill = attributes.get("_FillValue")
         if isinstance(layout, DatasetLayout) and fill is not None and not _is_fill(fill, layout.dtype):
             layout = "its _FillValue is no value of its type, which Zarr has no form for"
-        dims, shape = self._survey.names(group, name), self._survey.sizes(group, name)
-        dims = tuple(stored_name(dim, ()) for dim in dims)
+        shape = self._survey.sizes(member)
+        dims = tuple(stored_name(dim, ()) for dim in self._survey.names(member))
         if isinstance(layout, DatasetLayout):
             inner = layout.shape[len(shape) :]
             dims += tuple(f"{plain}_{index}" for index in range(len(inner)))
             plain_attributes = json_attributes(attributes, layout.dtype)
-            parsed.arrays[plain] = layout.build(self._source.url, (*shape, *inner), dims, plain_attributes, self._known)
+            parsed.arrays[plain] = layout.build(self._source.url, (*shape, *inner), dims, plain_attributes)
             parsed.packing[plain] = packing_attributes(attributes)
             parsed.unfiltered.update(layout.gaps)
             return
+        dataset = member.node
         problem = find_unreadable(dataset) or find_problem_elsewhere(self._file, dataset)
         if problem is not None:
             parsed.skipped[plain] = problem
             return
-        parsed.copied[plain] = Copied(self._copy(path, dataset, dims, shape, attributes), layout)
+        parsed.copied[plain] = Copied(self._copy(path, member, dims, shape, attributes), layout)
 
     def _copy(
         self,
         path: str,
-        dataset: h5py.Dataset,
+        member: Member,
         dims: tuple[str, ...],
         shape: tuple[int, ...],
         attributes: dict[str, Any],
     ) -> xr.Variable:
+        dataset = member.node
         dtype = _copied_dtype(dataset)
         inner = dataset.dtype.shape
         dims += tuple(f"{path.rpartition('/')[2]}_{index}" for index in range(len(inner)))
@@ -130,12 +136,12 @@ class _Parsing:
         if "_FillValue" in attributes and not is_fill_value(attributes["_FillValue"], dtype):
             fill = attributes.pop("_FillValue")
             attributes |= {FILL_TEXT: fill_text(fill)} if dtype.kind == "S" and isinstance(fill, str) else {}
-        if dataset.id.get_create_plist().get_layout() == h5d.COMPACT and math.prod(shape) * dtype.itemsize <= (
-            _SMALL_BYTES
-        ):
-            values = _select(dataset, tuple(slice(0, size) for size in shape))
-            encoding = {} if "_FillValue" in attributes else {"_FillValue": None}
-            return xr.Variable(dims, values, attributes, encoding)
+        small = math.prod(shape) * dtype.itemsize <= _SMALL_BYTES
+        if small and not _list_files(self._file, dataset):  # at once, rather than open the file once more
+            with contextlib.suppress(OSError):  # it is damaged, which whoever needs the values is told
+                values = _select(dataset, tuple(slice(0, size) for size in shape)).astype(dtype)  # h5py's mark of text
+                encoding = {} if "_FillValue" in attributes else {"_FillValue": None}
+                return xr.Variable(dims, values, attributes, encoding)
         return lazy_copy(self._source, self._stamp, path, read_values, dims, shape, dtype, attributes)
 
 
@@ -246,6 +252,8 @@ def stored_name(name: str, taken: Collection[str]) -> str:
     taken
         Names that it must not become.
     """
+    if name.isascii() and name.isidentifier() and len(name) <= _SHORT and name not in taken:
+        return name
     plain = "".join(letter if letter.isprintable() and letter not in "\\/" else _encode(letter) for letter in name)
     if plain in _RESERVED or not plain.strip("."):
         plain = plain.replace(".", "%2E")
@@ -272,7 +280,7 @@ def register_filters() -> None:
         __import__("hdf5plugin")
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_hdf5(source: SourceFile) -> Iterator[h5py.File]:
     """A file, by its name or, where it is remote or open in this process with other locks, as a stream.
 
@@ -312,7 +320,8 @@ def find_problem_elsewhere(file: h5py.File, dataset: h5py.Dataset) -> str | None
 
 
 def _list_files(file: h5py.File, dataset: h5py.Dataset) -> list[str]:
-    linked = [] if dataset.file.filename == file.filename else [os.path.abspath(dataset.file.filename)]
+    here = h5o.get_info(dataset.id).fileno == h5o.get_info(file.id).fileno
+    linked = [] if here else [os.path.abspath(dataset.file.filename)]
     if dataset.is_virtual:
         return linked + [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
     return linked + [os.fsdecode(name) for name, *_ in dataset.external or ()]

@@ -6,7 +6,6 @@ Everything else has a reason, and is copied.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5s, h5t
+from h5py import h5d, h5t
 
-from icelite.formats.parsed import Gap, grid_of
+from icelite.formats.parsed import Gap, assemble_array, find_metadata, grid_of, relabelled
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
-    from zarr.core.metadata.v3 import ArrayV3Metadata
 
 _FLOATS = tuple(getattr(h5t, f"IEEE_F{bits}{order}") for bits in (16, 32, 64) for order in ("LE", "BE"))
 _COMPLEXES = tuple(
@@ -41,6 +39,8 @@ _BLOSC_NAMES = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 _NAMES = {4: "szip", 5: "nbit", 6: "scaleoffset", 307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4"}
 _NAMES |= {32008: "bitshuffle", 32013: "zfp", 32015: "zstd", 32017: "sz", 32024: "sz3", 32026: "blosc2"}
 _NAMES |= {305: "lzo", _DEFLATE: "deflate", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32"}
+
+_TEXT: Any = np.dtypes.StringDType()
 
 Filter = tuple[int, tuple[int, ...]]  # number and settings
 
@@ -74,78 +74,75 @@ class DatasetLayout:
     gaps: Mapping[int, Gap] = field(default_factory=dict)
 
     def build(
-        self,
-        url: str,
-        shape: tuple[int, ...],
-        dims: Sequence[str],
-        attributes: dict[str, Any],
-        known: dict[Any, ArrayV3Metadata],
+        self, url: str, shape: tuple[int, ...], dims: tuple[str, ...], attributes: dict[str, Any]
     ) -> ManifestArray:
-        """An array of references, grown to ``shape`` with chunks that are missing.
-
-        Parameters
-        ----------
-        known
-            Metadata of the file's arrays so far, most of which differ in their attributes only; it is added to.
-        """
-        from virtualizarr.manifests import ChunkManifest, ManifestArray
-
+        """An array of references, grown to ``shape`` with chunks that are missing."""
         grid = grid_of(shape, self.chunks)
-        paths = np.full(grid, "", np.dtypes.StringDType())
+        paths: Any = np.full(grid, "", _TEXT)
         offsets, lengths = np.zeros(grid, np.uint64), np.zeros(grid, np.uint64)
         if len(self.offsets):
             at: Any = (0,) * len(grid) if self.where is None else tuple(self.where.T)
             paths[at], offsets[at], lengths[at] = url, *self._extents()
-        key = (shape, self.chunks, str(self.dtype), repr(self.fill_value), repr(self.codecs), tuple(dims))
-        if key not in known:
-            known[key] = self._metadata(shape, tuple(dims))
-        metadata = copy.copy(known[key])
-        object.__setattr__(metadata, "attributes", attributes)  # replace() would parse types and codecs again
-        manifest = ChunkManifest.from_arrays(paths=paths, offsets=offsets, lengths=lengths, validate_paths=False)
-        return ManifestArray(metadata=metadata, chunkmanifest=manifest)
-
-    def _metadata(self, shape: tuple[int, ...], dims: tuple[str, ...]) -> ArrayV3Metadata:
-        from virtualizarr.manifests.utils import create_v3_array_metadata
-
-        return create_v3_array_metadata(
-            shape=shape,
-            data_type=self.dtype,
-            chunk_shape=self.chunks,
-            fill_value=self.fill_value,
-            codecs=self.codecs,
-            attributes={},
-            dimension_names=dims,
-        )
+        metadata = find_metadata(shape, self.chunks, self.dtype, self.fill_value, self.codecs, dims)
+        return assemble_array(relabelled(metadata, attributes, dims), paths, offsets, lengths)
 
     def _extents(self) -> tuple[Any, Any]:
         return (self.offsets[0], self.lengths[0]) if self.where is None else (self.offsets, self.lengths)
 
 
-def find_layout(path: str, dataset: h5py.Dataset) -> DatasetLayout | str:
-    """The layout of a dataset at a path of its file, or why its bytes cannot be referenced."""
-    space = dataset.id.get_space()
-    if space.get_simple_extent_type() == h5s.NULL:
-        return "it has no values (a null dataspace)"
-    plist = dataset.id.get_create_plist()
-    storage = plist.get_layout()
-    if storage == h5d.VIRTUAL:
-        return "it is a virtual dataset, with its values in other files"
-    if plist.get_external_count():
-        return "its values are in another file (external storage)"
-    if storage == h5d.COMPACT:
-        return "its values are in the file's metadata (compact storage)"
-    if storage not in (h5d.CONTIGUOUS, h5d.CHUNKED):
-        return f"its storage layout has the number {storage}, which is unknown"
-    kind = dataset.id.get_type()
-    dtype = find_dtype(kind)
-    if isinstance(dtype, str):
-        return dtype
-    codecs = find_codecs(filters_of(plist), kind.get_size())
-    if isinstance(codecs, str):
-        return codecs
-    shape = space.get_simple_extent_dims()
-    layout = _find_chunks(path, dataset, plist, shape, dtype, codecs)
-    return layout if isinstance(layout, str) else _with_inner(layout)
+class Recognition:
+    """Finds the layouts of datasets; what they have in common is worked out once."""
+
+    def __init__(self) -> None:
+        self._dtypes: dict[bytes, np.dtype[Any] | str] = {}  # by HDF5's own description of a type
+        self._codecs: dict[tuple[Any, ...], list[dict[str, Any]] | str] = {}
+
+    def find_layout(
+        self, path: str, id_: h5d.DatasetID, shape: tuple[int, ...] | None, plist: Any
+    ) -> DatasetLayout | str:
+        """The layout of a dataset at a path of its file, or why its bytes cannot be referenced.
+
+        Parameters
+        ----------
+        shape
+            None for a null dataspace.
+        plist
+            The dataset's creation properties.
+        """
+        if shape is None:
+            return "it has no values (a null dataspace)"
+        storage = plist.get_layout()
+        if storage == h5d.VIRTUAL:
+            return "it is a virtual dataset, with its values in other files"
+        if plist.get_external_count():
+            return "its values are in another file (external storage)"
+        if storage == h5d.COMPACT:
+            return "its values are in the file's metadata (compact storage)"
+        if storage not in (h5d.CONTIGUOUS, h5d.CHUNKED):
+            return f"its storage layout has the number {storage}, which is unknown"
+        kind = id_.get_type()
+        dtype = self._dtype(kind)
+        if isinstance(dtype, str):
+            return dtype
+        filters = filters_of(plist)
+        size = kind.get_size()
+        codecs = self._find_codecs(filters, size)
+        if isinstance(codecs, str):
+            return codecs
+        layout = _find_chunks(path, id_, plist, shape, size, dtype, codecs)
+        return layout if isinstance(layout, str) else _with_inner(layout)
+
+    def _dtype(self, kind: Any) -> np.dtype[Any] | str:
+        described = kind.encode()
+        if described not in self._dtypes:
+            self._dtypes[described] = find_dtype(kind)
+        return self._dtypes[described]
+
+    def _find_codecs(self, filters: list[Filter], size: int) -> list[dict[str, Any]] | str:
+        key = (*filters, size)
+        if key not in self._codecs:
+            self._codecs[key] = find_codecs(filters, size)
+        return self._codecs[key]
 
 
 def filters_of(plist: Any) -> list[Filter]:
@@ -282,25 +279,31 @@ def _find_codec(number: int, settings: tuple[int, ...], size: int) -> dict[str, 
 
 
 def _find_chunks(
-    path: str, dataset: h5py.Dataset, plist: Any, shape: tuple[int, ...], dtype: np.dtype[Any], codecs: list[Any]
+    path: str,
+    id_: h5d.DatasetID,
+    plist: Any,
+    shape: tuple[int, ...],
+    size: int,
+    dtype: np.dtype[Any],
+    codecs: list[Any],
 ) -> DatasetLayout | str:
     fill = _fill_value(plist, dtype)
     nothing = np.empty(0, np.int64)
     if plist.get_layout() == h5d.CONTIGUOUS:
-        offset, length = dataset.id.get_offset(), math.prod(shape) * dtype.itemsize
+        offset, length, found = id_.get_offset(), math.prod(shape) * dtype.itemsize, id_.get_storage_size()
         chunks = tuple(max(size, 1) for size in shape)
-        if offset is None or not dataset.id.get_storage_size():
+        if offset is None or not found:
             return DatasetLayout(shape, chunks, dtype, fill, codecs, None, nothing, nothing)
-        if dataset.id.get_storage_size() != length:
-            return f"it has {dataset.id.get_storage_size()} bytes where {length} are expected"
+        if found != length:
+            return f"it has {found} bytes where {length} are expected"
         return DatasetLayout(shape, chunks, dtype, fill, codecs, None, np.array([offset]), np.array([length]))
     stored: list[Any] = []
-    dataset.id.chunk_iter(stored.append)
+    id_.chunk_iter(stored.append)
     unit = plist.get_chunk()
     chunks, length = _trimmed(unit, shape, bool(codecs)), math.prod(unit) * dtype.itemsize
     if not codecs and any(chunk.size != length for chunk in stored):
         return "its chunks are not as long as their values"
-    gaps = find_gaps(path, dataset, stored, plist)
+    gaps = find_gaps(path, id_, size, stored, plist) if codecs else {}
     count = len(stored)
     where = np.array([chunk.chunk_offset for chunk in stored], np.int64).reshape(count, len(shape)) // unit
     offsets = np.fromiter((chunk.byte_offset for chunk in stored), np.int64, count)
@@ -322,9 +325,9 @@ def _trimmed(unit: tuple[int, ...], shape: tuple[int, ...], filtered: bool) -> t
 def _fill_value(plist: Any, dtype: np.dtype[Any]) -> Any:
     """The value where nothing was written: zero if the file has none, None for one of several elements."""
     value = np.zeros((), dtype.base)
-    if dtype.subdtype is not None and plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
-        return None
-    if dtype.subdtype is None and plist.fill_value_defined() != h5d.FILL_VALUE_UNDEFINED:
+    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+        if dtype.subdtype is not None:
+            return None
         plist.get_fill_value(value)
     return value[()].item() if dtype.names is None else value[()]
 
@@ -351,25 +354,30 @@ def _with_inner(layout: DatasetLayout) -> DatasetLayout | str:
     )
 
 
-def find_gaps(path: str, dataset: h5py.Dataset, stored: Sequence[Any], plist: Any) -> dict[int, Gap]:
+def find_gaps(path: str, id_: h5d.DatasetID, size: int, stored: Sequence[Any], plist: Any) -> dict[int, Gap]:
     """The chunks that lack filters, by their first byte.
 
     Parameters
     ----------
+    size
+        Bytes of an element in the file.
     stored
-        All chunks, as h5py's ``chunk_iter`` gives them.
+        All chunks of a dataset that has filters, as h5py's ``chunk_iter`` gives them.
     """
-    filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
-    if not filters:
-        return {}
+    unit = plist.get_chunk()
     bare = [chunk for chunk in stored if chunk.filter_mask]
-    unit, shape = plist.get_chunk(), dataset.shape
+    length = math.prod(unit) * size
+    whole = [chunk for chunk in stored if chunk.size == length and not chunk.filter_mask]
+    if not bare and not whole:
+        return {}
+    dataset = h5py.Dataset(id_)
+    filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
     found = {}
     for chunk in bare:
         left = [each for index, each in enumerate(filters) if chunk.filter_mask >> index & 1]
         names = ", ".join(each[3].decode(errors="replace") or str(each[0]) for each in left)
         found[chunk.byte_offset] = gap_of(path, dataset, unit, chunk, f"was stored without its filters {names}")
-    for chunk in _find_bare_borders(dataset, stored, unit, shape):
+    for chunk in _find_bare_borders(dataset, whole, unit, dataset.shape):
         problem = "is at the border, where filters are left out"
         found[chunk.byte_offset] = gap_of(path, dataset, unit, chunk, problem)
     return found
@@ -383,27 +391,23 @@ def gap_of(path: str, dataset: h5py.Dataset, unit: tuple[int, ...], chunk: Any, 
 
 
 def _find_bare_borders(
-    dataset: h5py.Dataset, stored: Sequence[Any], unit: tuple[int, ...], shape: tuple[int, ...]
+    dataset: h5py.Dataset, whole: Sequence[Any], unit: tuple[int, ...], shape: tuple[int, ...]
 ) -> list[Any]:
     """The chunks that reach over the dataset's end, if HDF5 was told to leave out filters there (H5Pset_chunk_opts).
 
     The file's filter masks do not say so, and h5py does not tell. Such a chunk has exactly the bytes of its values:
     one that has as many and others in them was filtered, and then all were.
+
+    Parameters
+    ----------
+    whole
+        The chunks that have as many bytes as their values.
     """
     dtype = dataset.dtype
     if dtype.hasobject or dtype.itemsize != dataset.id.get_type().get_size():
         return []  # its values do not have the bytes of the file, whatever they are
-    length = math.prod(unit) * dtype.itemsize
     ends = [size - size % step for size, step in zip(shape, unit, strict=True)]
-    if ends == list(shape):
-        return []
-    borders = [
-        chunk
-        for chunk in stored
-        if chunk.size == length
-        and not chunk.filter_mask
-        and any(at >= end for at, end in zip(chunk.chunk_offset, ends, strict=True))
-    ]
+    borders = [chunk for chunk in whole if any(at >= end for at, end in zip(chunk.chunk_offset, ends, strict=True))]
     return borders if all(_is_bare(dataset, chunk, unit, shape) for chunk in borders) else []
 
 

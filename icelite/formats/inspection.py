@@ -212,9 +212,9 @@ def _find_detachment(dataset: h5py.Dataset) -> str | None:
 
 def _find_gaps(path: str, dataset: h5py.Dataset) -> Iterator[tuple[int, Gap]]:
     """The chunks that a reference misreads, by their first byte: all of a dataset that is not recognised."""
-    from icelite.formats.hdf5_layout import find_layout, gap_of
+    from icelite.formats.hdf5_layout import Recognition, gap_of
 
-    layout = find_layout(path, dataset)
+    layout = Recognition().find_layout(path, dataset.id, dataset.shape, dataset.id.get_create_plist())
     if not isinstance(layout, str):
         yield from layout.gaps.items()
         return

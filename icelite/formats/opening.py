@@ -15,7 +15,15 @@ import xarray as xr
 
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError, check_open_files
 from icelite.formats.detect import Format, find_format, format_of_name
-from icelite.formats.parsed import INSPECTED, OWN_COORDINATES, FileInspection, ParsedGroup, check_unchanged, descend
+from icelite.formats.parsed import (
+    INSPECTED,
+    OWN_COORDINATES,
+    FileInspection,
+    ParsedGroup,
+    check_unchanged,
+    descend,
+    relabelled,
+)
 from icelite.formats.source import Registry, SourceFile, describe
 
 if TYPE_CHECKING:
@@ -319,26 +327,34 @@ def _build_dataset(
     InvalidInputError
         ``invalid-argument`` for a name to load that is not there.
     """
-    from virtualizarr.manifests import ManifestGroup
-
     wanted = _names_to_load(group, loadable_variables)
-    virtual = {name: array for name, array in group.arrays.items() if name not in wanted}
-    present = group.arrays.keys() | group.copied.keys() | group.made.keys()
-    named = tuple(name for name in group.coordinates if name in present)
-    attributes = {**group.attributes, "coordinates": " ".join(named)}
-    dataset = ManifestGroup(arrays=virtual, attributes=attributes).to_virtual_dataset()
-    for name in virtual:
-        dataset.variables[name].attrs.update(group.packing.get(name, {}))
-    raw = {name: copied.variable for name, copied in group.copied.items() if name not in wanted}
-    coordinates = {
-        name: variable for name, variable in raw.items() if name in group.coordinates or variable.dims == (name,)
+    referenced = {name: _virtual_variable(array) for name, array in group.arrays.items() if name not in wanted}
+    for name, variable in referenced.items():
+        variable.attrs.update(group.packing.get(name, {}))
+    copied = {name: copied.variable for name, copied in group.copied.items() if name not in wanted}
+    unloaded = referenced | copied
+    listed = set(group.coordinates)
+    coordinates: dict[Hashable, xr.Variable] = {
+        name: variable for name, variable in unloaded.items() if name in listed or variable.dims == (name,)
     }
-    dataset = dataset.assign({name: raw[name] for name in raw if name not in coordinates})
-    dataset = dataset.assign_coords(xr.Coordinates(coordinates, indexes={}))
+    data = {name: variable for name, variable in unloaded.items() if name not in coordinates}
     made = xr.decode_cf(xr.Dataset(coords=group.made), decode_times=decode_times is not False, decode_coords=False)
-    dataset = dataset.assign_coords(made.coords)
     loaded = _load(group, wanted, registry, decode_times)
-    return dataset.assign(loaded.data_vars).assign_coords(loaded.coords)
+    indexes = {**made.xindexes, **loaded.xindexes}
+    coordinates |= dict(made.variables) | {name: loaded.variables[name] for name in loaded.coords}
+    return xr.Dataset(
+        {**data, **loaded.data_vars}, xr.Coordinates(coordinates, indexes=indexes), attrs=dict(group.attributes)
+    )
+
+
+def _virtual_variable(array: ManifestArray) -> xr.Variable:
+    """An array as VirtualiZarr has it in a dataset: the variable has the names and attributes, and the array none."""
+    from virtualizarr.manifests import ManifestArray
+
+    metadata = array.metadata
+    dims = metadata.dimension_names or ()
+    bare = ManifestArray(relabelled(metadata, {}, None), array.manifest)
+    return xr.Variable(dims, bare, dict(metadata.attributes), fastpath=True)
 
 
 def _names_to_load(group: ParsedGroup, names: Iterable[str] | None) -> set[str]:

@@ -24,11 +24,15 @@ from icelite.virtual.stamps import is_changed
 
 if TYPE_CHECKING:
     from virtualizarr.manifests import ManifestArray
+    from zarr.core.metadata.v3 import ArrayV3Metadata
 
 
 OWN_COORDINATES = "icelite_coordinates"  # key of a dataset's encoding: names of those that its group has itself
 INLINED = "__inlined__"  # the path that VirtualiZarr gives a chunk that it holds itself
 INSPECTED = "icelite_inspected"  # key of a dataset's encoding: URL to `FileInspection`
+
+_KNOWN = 1024
+_known_metadata: dict[tuple[Any, ...], ArrayV3Metadata] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,9 +313,6 @@ def build_array(
     inlined
         Bytes of chunks that are not in the file, by grid position; needs VirtualiZarr 2.8.
     """
-    from virtualizarr.manifests import ChunkManifest, ManifestArray
-    from virtualizarr.manifests.utils import create_v3_array_metadata
-
     chunks = tuple(max(size, 1) for size in chunks)
     grid = grid_of(shape, chunks)
     lengths = np.broadcast_to(lengths.astype(np.uint64), grid).copy()
@@ -319,21 +320,62 @@ def build_array(
     paths: Any = np.where(
         lengths > 0, np.full(grid, url, np.dtypes.StringDType()), np.full(grid, "", np.dtypes.StringDType())
     )
-    more: dict[str, Any] = {}
-    if inlined:
-        for index, data in inlined.items():
-            paths[index], offsets[index], lengths[index] = INLINED, 0, len(data)
-        more["inlined"] = dict(inlined)
+    for index, data in (inlined or {}).items():
+        paths[index], offsets[index], lengths[index] = INLINED, 0, len(data)
     endian = {"endian": "big" if stored.byteorder == ">" else "little"} if stored.itemsize > 1 else {}
     serializer = serializer or {"name": "bytes", "configuration": endian}
-    metadata = create_v3_array_metadata(
-        shape=shape,
-        data_type=dtype.newbyteorder("=") if filters or serializer["name"] != "bytes" else stored,
-        chunk_shape=chunks,
-        fill_value=fill_value,
-        codecs=[*(filters or []), serializer, *(compressors or [])],
-        attributes=attributes,
-        dimension_names=dims,
-    )
+    dtype = dtype.newbyteorder("=") if filters or serializer["name"] != "bytes" else stored
+    codecs = [*(filters or []), serializer, *(compressors or [])]
+    metadata = find_metadata(shape, chunks, dtype, fill_value, codecs, dims)
+    return assemble_array(relabelled(metadata, attributes, dims), paths, offsets, lengths, inlined)
+
+
+def assemble_array(
+    metadata: ArrayV3Metadata,
+    paths: np.ndarray[Any, Any],
+    offsets: np.ndarray[Any, Any],
+    lengths: np.ndarray[Any, Any],
+    inlined: Mapping[tuple[int, ...], bytes] | None = None,
+) -> ManifestArray:
+    """An array of references in columns of the shape of the grid; a path of ``""`` is a chunk that is missing."""
+    from virtualizarr.manifests import ChunkManifest, ManifestArray
+
+    more: dict[str, Any] = {"inlined": dict(inlined)} if inlined else {}
     manifest = ChunkManifest.from_arrays(paths=paths, offsets=offsets, lengths=lengths, validate_paths=False, **more)
     return ManifestArray(metadata=metadata, chunkmanifest=manifest)
+
+
+def find_metadata(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill_value: Any,
+    codecs: list[dict[str, Any]],
+    dims: tuple[str, ...],
+) -> ArrayV3Metadata:
+    """Metadata without attributes, which arrays have in common: zarr takes long to make it from types and codecs."""
+    from virtualizarr.manifests.utils import create_v3_array_metadata
+
+    key = (shape, chunks, dtype.str if dtype.names is None else str(dtype), repr(fill_value), repr(codecs), dims)
+    if key not in _known_metadata:
+        if len(_known_metadata) >= _KNOWN:
+            _known_metadata.clear()
+        _known_metadata[key] = create_v3_array_metadata(
+            shape=shape,
+            data_type=dtype,
+            chunk_shape=chunks,
+            fill_value=fill_value,
+            codecs=codecs,
+            attributes={},
+            dimension_names=dims,
+        )
+    return _known_metadata[key]
+
+
+def relabelled(
+    metadata: ArrayV3Metadata, attributes: dict[str, Any], dims: tuple[str | None, ...] | None
+) -> ArrayV3Metadata:
+    """The same metadata with other attributes and dimension names, which are neither checked nor copied."""
+    found = object.__new__(type(metadata))  # replace() would read types and codecs again
+    vars(found).update(vars(metadata), attributes=attributes, dimension_names=dims)
+    return found

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from icelite.catalog.database import Transaction
 from icelite.catalog.operations import to_microseconds
 from icelite.change_set import ChangeSet
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
@@ -108,6 +109,7 @@ class ReferenceWriter:
 
     def write_arrays(
         self,
+        txn: Transaction,
         path: str,
         node_id: int,
         info: ArrayInfo,
@@ -119,17 +121,24 @@ class ReferenceWriter:
         stamps: Mapping[str, SourceStamp],
         default: SourceStamp,
     ) -> None:
-        """Stage the references of a block of the grid, given in C order; ``""`` is a missing chunk."""
+        """Stage the references of a block of the grid, given in C order; ``""`` is a missing chunk.
+
+        Parameters
+        ----------
+        txn
+            Of `Catalog.stage`, which may take several arrays.
+        """
         _check_block(path, info, grid, start)
         ids = self._intern_all(path, locations, stamps, default)
         present = ids != MISSING
         _check_extents(path, grid, present, offsets, lengths)
         names = [sorted(map(str, range(first, first + size))) for first, size in zip(start, grid, strict=True)]
-        orders = [np.argsort(list(map(str, range(first, first + n)))) for first, n in zip(start, grid, strict=True)]
-        columns = [_in_key_order(column, grid, orders) for column in (ids, offsets, lengths)]
-        with self._changes.catalog.stage() as txn:
-            for chunks, (some_ids, some_offsets, some_lengths) in _batches(map("/".join, product(*names)), columns):
-                self._changes.chunks.set_refs(node_id, chunks, some_ids, some_offsets, some_lengths, txn)
+        columns = [ids, offsets, lengths]
+        if any(size > 1 and first + size > 10 for first, size in zip(start, grid, strict=True)):  # '10' is before '9'
+            orders = [np.argsort(list(map(str, range(first, first + n)))) for first, n in zip(start, grid, strict=True)]
+            columns = [_in_key_order(column, grid, orders) for column in columns]
+        for chunks, (some_ids, some_offsets, some_lengths) in _batches(map("/".join, product(*names)), columns):
+            self._changes.chunks.set_refs(node_id, chunks, some_ids, some_offsets, some_lengths, txn)
 
     def _intern_all(self, path: str, locations: Urls, stamps: Mapping[str, SourceStamp], default: SourceStamp) -> Ints:
         if isinstance(locations, CodedUrls):

@@ -449,9 +449,11 @@ class IceliteStore(Store):
                 ErrorKind.INVALID_ARGUMENT,
             )
         start = tuple(arr_offset) if arr_offset is not None else (0,) * len(grid)
-        self._writer(validate_containers).write_arrays(
-            path, entry.node.node_id, info, grid, start, locations, *columns, stamps or {}, stamp_of(checksum)
-        )
+        changes, stamp = self._session.changes, stamp_of(checksum)
+        with changes.lock, changes.catalog.stage() as txn:
+            self._writer(validate_containers).write_arrays(
+                txn, path, entry.node.node_id, info, grid, start, locations, *columns, stamps or {}, stamp
+            )
 
     async def set_virtual_ref_async(self, *args: Any, **kwargs: Any) -> None:
         """See `set_virtual_ref`; it needs no network."""

@@ -24,7 +24,7 @@ from zarr.storage import MemoryStore
 
 from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
-from icelite.formats.parsed import INLINED
+from icelite.formats.parsed import INLINED, relabelled
 from icelite.store.references import MISSING, SHOWN
 from icelite.virtual.urls import existing_path, file_path
 
@@ -46,6 +46,12 @@ _WRITERS_ONLY: Mapping[str, frozenset[str]] = {
     "blosc": frozenset({"cname", "clevel", "shuffle", "blocksize", "typesize"}),
 }
 
+_PLAIN = (str, int, bool, float, type(None))  # what JSON gives back as it is
+_CHUNK_KEYS = DefaultChunkKeyEncoding(separator="/")
+_BY_VALUE = ("shape", "dimension_names")  # of the metadata; arrays of one layout have the same objects in the rest
+_NO_ATTRIBUTES = '"attributes": {}'
+_KNOWN = 1024
+_known_documents: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 _WHAT = "values to compare"  # in place of a chunk's key in messages
 
 Column = np.ndarray[Any, np.dtype[Any]]
@@ -110,13 +116,32 @@ def stored_metadata(path: str, variable: xr.Variable) -> ArrayV3Metadata:
     """The array's own metadata, with the names and attributes that its variable carries."""
     metadata: ArrayV3Metadata = variable.data.metadata
     kept = {key: variable.encoding[key] for key in _DECODING_KEYS if variable.encoding.get(key) is not None}
-    attributes = encode_attributes({**variable.attrs, **kept}, path, variable.dtype)
-    return dataclasses.replace(
-        metadata,
-        attributes=attributes,
-        dimension_names=tuple(map(str, variable.dims)),
-        chunk_key_encoding=DefaultChunkKeyEncoding(separator="/"),
-    )
+    attributes = {**variable.attrs, **kept}
+    attributes = encode_attributes(attributes, path, variable.dtype if "_FillValue" in attributes else None)
+    if metadata.chunk_key_encoding != _CHUNK_KEYS:
+        metadata = dataclasses.replace(metadata, chunk_key_encoding=_CHUNK_KEYS)
+    return relabelled(metadata, attributes, tuple(map(str, variable.dims)))
+
+
+def encode_document(metadata: ArrayV3Metadata) -> str:
+    """The array's ``zarr.json`` as zarr writes it; what many arrays have in common is encoded once."""
+    shared = {key: value for key, value in vars(metadata).items() if key not in ("attributes", *_BY_VALUE)}
+    key = (*(getattr(metadata, name) for name in _BY_VALUE), *map(id, shared.values()))
+    if key not in _known_documents:
+        if len(_known_documents) >= _KNOWN:
+            _known_documents.clear()
+        bare = relabelled(metadata, {}, metadata.dimension_names)
+        _known_documents[key] = bare, *_encode(bare).split(_NO_ATTRIBUTES)  # holds what the ids are of
+    _, *parts = _known_documents[key]
+    if len(parts) != 2:
+        return _encode(metadata)
+    indent = zarr.config.get("json_indent")
+    encoded = json.dumps(metadata.attributes, indent=indent).replace("\n", "\n" + " " * (indent or 0))
+    return f"{parts[0]}{_NO_ATTRIBUTES.removesuffix('{}')}{encoded}{parts[1]}"
+
+
+def _encode(metadata: ArrayV3Metadata) -> str:
+    return metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes().decode()
 
 
 def chunk_shape(metadata: ArrayV3Metadata) -> tuple[int, ...]:
@@ -155,6 +180,9 @@ def encode_attributes(attributes: Mapping[Any, Any], path: str, dtype: np.dtype[
         try:
             if not isinstance(key, str):
                 raise TypeError("the name is not a string")
+            if type(value) in _PLAIN and key != "_FillValue":
+                encoded[key] = value
+                continue
             if key == "_FillValue" and dtype is not None:
                 value = _encode_fill_value(value, dtype)
             encoded[key] = json.loads(json.dumps(value, default=_plain))

@@ -96,9 +96,12 @@ class Copier:
         """
         urls = list(dict.fromkeys(url for one in self._candidates for url in one.array.references.urls))
         suspects = set[str]().union(*(one.suspects for one in self._candidates))
+        beside: dict[int, set[str]] = {}  # the files of a group's arrays, by the group's identity
         for one in self._candidates:
             if one.holes.any():
-                suspects.update(set(self._urls_of(one.group)) - set(one.array.references.urls))
+                if id(one.group) not in beside:
+                    beside[id(one.group)] = {url for array in one.group.virtual() for url in array.references.urls}
+                suspects.update(beside[id(one.group)].difference(one.array.references.urls))
         touched = [url for url in urls if (self._sources.is_local(url) or url in suspects) and self._look(url)]
         if self._faults:
             advice = "" if self._copy else " (on_unreferenceable='raise')"
@@ -107,9 +110,6 @@ class Copier:
                 ErrorKind.INVALID_VIRTUAL_REF,
             )
         self._sources.check_unchanged(touched)
-
-    def _urls_of(self, group: PreparedGroup) -> list[str]:
-        return [url for array in group.virtual() for url in array.references.urls]
 
     def _look(self, url: str) -> bool:
         """Look at one file; whether it holds anything that cannot be referenced."""

@@ -24,6 +24,7 @@ from zarr.storage import MemoryStore
 from icelite import cf
 from icelite.errors import ErrorKind, InvalidInputError
 from icelite.formats.attributes import PACKING_DTYPES, restore_dtypes
+from icelite.formats.parsed import relabelled
 from icelite.keys import check_path
 from icelite.store import IceliteStore
 from icelite.virtualizarr.arrays import (
@@ -217,7 +218,7 @@ def _prepare_virtual(
     if dtypes is None and stored is not None and not target.replaces_attributes:  # unknown; the numbers are compared
         dtypes = cast(str | None, stored.attributes.get(PACKING_DTYPES))
     if dtypes:
-        metadata = metadata.update_attributes({**metadata.attributes, PACKING_DTYPES: dtypes})
+        metadata = relabelled(metadata, {**metadata.attributes, PACKING_DTYPES: dtypes}, metadata.dimension_names)
     if stored is None:
         return VirtualArray(path, metadata, metadata, references, (0,) * len(metadata.shape), exists=False)
     document, first = target.lookup_chunks(path, metadata, stored)

@@ -7,7 +7,7 @@ Loadable variables are written as real chunks by xarray, in the store's own chun
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -15,21 +15,25 @@ from typing import Any, Literal, cast
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from icelite.catalog.database import Transaction
+from icelite.change_set import ChangeSet
 from icelite.errors import ErrorKind, InvalidInputError, ReadOnlyError
 from icelite.formats.parsed import OWN_COORDINATES
 from icelite.interrupts import heard_interrupts
 from icelite.keys import check_path
 from icelite.store import IceliteStore
-from icelite.store.references import MISSING, CodedUrls
+from icelite.store.references import MISSING, CodedUrls, ReferenceWriter, stamp_of
 from icelite.types import chunk_name
+from icelite.virtualizarr.arrays import encode_document
 from icelite.virtualizarr.copies import Copier, Copies
 from icelite.virtualizarr.preparation import PreparedGroup, VirtualArray, alone, prepare_group
 from icelite.virtualizarr.sources import StampedSources, parsed_stamps
 from icelite.virtualizarr.target import Mode, Region, Request, find_group
 
+_DOCUMENT = "zarr.json"
 _MODES = ("w", "w-", "a")
 _LOOKED_UP = 10_000  # missing chunks: more are found faster by listing the array's
 
@@ -226,42 +230,66 @@ def _write_group(store: IceliteStore, prepared: PreparedGroup, copies: Copies, s
         xr.Dataset(prepared.lazy).to_zarr(store, mode="a", **options)
     for name, variable in prepared.existing.items():
         alone(name, variable).to_zarr(store, **options, **prepared.target.xarray_options(variable))
-    for array in prepared.arrays:
-        if isinstance(array, VirtualArray):
-            _write_references(store, array, copies, sources)
-        else:
-            sync(_set_values(store, array.path, array.values.items()))
+    changes = store.session.changes
+    changes.nodes.set_documents(_documents(prepared))
+    with changes.lock, changes.catalog.stage() as txn:
+        writer = ReferenceWriter(changes, store.session.access, sources.validate_containers)
+        for array in prepared.virtual():
+            _stage_references(txn, writer, changes, array, sources)
+    for each in prepared.arrays:
+        if isinstance(each, VirtualArray):
+            _write_chunks(store, each, copies)
+            continue
+        for name, value in each.values.items():
+            if name != _DOCUMENT:
+                store.set_sync(f"{each.path}/{name}", value)
     if prepared.target.region is None:
         # last: xarray's to_zarr replaces the attributes of the group it writes to
         group = zarr.open_group(store, path=prepared.path, mode="r+", use_consolidated=False)
         group.update_attributes(prepared.attributes)
 
 
-def _write_references(store: IceliteStore, array: VirtualArray, copies: Copies, sources: StampedSources) -> None:
-    prototype = default_buffer_prototype()
+def _documents(prepared: PreparedGroup) -> Iterator[tuple[str, str, str]]:
+    """Path, name and text of the metadata to write, in the order of the arrays."""
+    for array in prepared.arrays:
+        if isinstance(array, VirtualArray):
+            if array.document is not None:
+                yield array.path, _DOCUMENT, encode_document(array.document)
+        else:
+            yield array.path, _DOCUMENT, array.values[_DOCUMENT].to_bytes().decode()
+
+
+def _stage_references(
+    txn: Transaction, writer: ReferenceWriter, changes: ChangeSet, array: VirtualArray, sources: StampedSources
+) -> None:
     references = array.references
-    if array.document is not None:
-        sync(_set_values(store, array.path, array.document.to_buffer_dict(prototype).items()))
-    if references.urls:
-        store.set_virtual_refs_arr(
-            array.path,
-            references.grid,
-            CodedUrls(references.urls, references.codes),
-            references.offsets,
-            references.lengths,
-            validate_containers=sources.validate_containers,
-            arr_offset=array.first_chunk if any(array.first_chunk) else None,
-            checksum=sources.last_updated_at,
-            stamps=sources.stamps if sources.last_updated_at is None else None,
-        )
+    if not references.urls:
+        return
+    entry, info = changes.nodes.lookup_array(array.path)
+    writer.write_arrays(
+        txn,
+        array.path,
+        entry.node.node_id,
+        info,
+        references.grid,
+        array.first_chunk,
+        CodedUrls(references.urls, references.codes),
+        references.offsets,
+        references.lengths,
+        sources.stamps if sources.last_updated_at is None else {},
+        stamp_of(sources.last_updated_at),
+    )
+
+
+def _write_chunks(store: IceliteStore, array: VirtualArray, copies: Copies) -> None:
+    """Delete the chunks that the variable lacks, and write those that are no references."""
+    buffer = default_buffer_prototype().buffer
     if array.exists:
         _delete_missing(store, array)
-    buffers = (
-        (array.metadata.encode_chunk_key(_shifted(index, array)), prototype.buffer.from_bytes(data))
-        for chunks in (references.inlined.items(), copies.chunks(array.path))
-        for index, data in chunks
-    )
-    sync(_set_values(store, array.path, buffers))
+    for chunks in (array.references.inlined.items(), copies.chunks(array.path)):
+        for index, data in chunks:
+            name = array.metadata.encode_chunk_key(_shifted(index, array))
+            store.set_sync(f"{array.path}/{name}", buffer.from_bytes(data))
 
 
 def _delete_missing(store: IceliteStore, array: VirtualArray) -> None:
@@ -281,11 +309,6 @@ def _delete_missing(store: IceliteStore, array: VirtualArray) -> None:
 
 def _shifted(index: tuple[int, ...], array: VirtualArray) -> tuple[int, ...]:
     return tuple(at + first for at, first in zip(index, array.first_chunk, strict=True))
-
-
-async def _set_values(store: IceliteStore, path: str, values: Iterable[tuple[str, Buffer]]) -> None:
-    for name, value in values:
-        await store.set(f"{path}/{name}", value)
 
 
 def _summarise(prepared: Sequence[PreparedGroup], copier: Copier) -> WriteSummary:

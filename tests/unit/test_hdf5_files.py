@@ -284,13 +284,12 @@ def leave_borders_bare(plist: Any) -> None:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the HDF5 files that are opened from now on."""
+    """What `h5py.File` is made of from now on: names, streams, or the files of objects that are open."""
     names: list[str] = []
     actual = h5py.File.__init__
 
     def count(self: Any, name: Any, *args: Any, **options: Any) -> None:
-        if isinstance(name, str):  # or the file of an object, which is open
-            names.append(name)
+        names.append(str(name))
         actual(self, name, *args, **options)
 
     monkeypatch.setattr(h5py.File, "__init__", count)
@@ -304,9 +303,12 @@ def test_a_local_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPat
         plist = h5p.create(h5p.DATASET_CREATE)
         plist.set_layout(h5d.COMPACT)
         create(file, "small", h5t.STD_I32LE, (3,), plist)[...] = 7
+        file.create_dataset("text", data=["a", "bc"], dtype=h5py.string_dtype())
     names = opened(monkeypatch)
     icelite.virtualize(str(path), str(folder / "a.icelite"))
     assert names == [str(path)]
+    with xr.open_dataset(folder / "a.icelite", engine="icelite") as dataset:
+        assert dataset["text"].values.tolist() == ["a", "bc"]
 
 
 @pytest.mark.parametrize("how", [{}, {"locking": False}, {"mode": "r+"}])
