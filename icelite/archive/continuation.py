@@ -18,14 +18,14 @@ from icelite.archive.fit import Fitting, align_files, combine_files
 from icelite.archive.holdings import Holdings, StoredVariables
 from icelite.archive.inputs import name_of
 from icelite.archive.labels import Span, find_values
-from icelite.archive.layouts import as_virtual, fill_missing, fit_stored
+from icelite.archive.layouts import as_virtual, fill_missing, fit_stored, replace_variables
 from icelite.archive.placing import Placement, place_files
 from icelite.archive.scan import ScannedFile
 from icelite.archive.splice import find_starts, splice_steps
 from icelite.archive.steps import GroupSteps, read_steps
 from icelite.errors import ErrorKind, IceliteError, InvalidInputError
 from icelite.session import Session
-from icelite.virtualizarr.arrays import Fetch, chunk_shape, is_virtual
+from icelite.virtualizarr.arrays import Fetch, chunk_shape, is_virtual, read_virtual
 from icelite.virtualizarr.target import find_group
 from icelite.virtualizarr.writing import to_icelite
 
@@ -103,7 +103,7 @@ class Continuation:
             files = [file for file in files if file.url not in bad]
 
     def _check_dimension(self, arrays: Mapping[str, ArrayV3Metadata]) -> None:
-        dims = list(dict.fromkeys(str(dim) for array in arrays.values() for dim in array.dimension_names or ()))
+        dims = sorted({str(dim) for array in arrays.values() for dim in array.dimension_names or ()})
         if dims and self.fitting.concat_dim not in dims:
             raise InvalidInputError(
                 f"no array of group {self.group!r} has a dimension {self.fitting.concat_dim!r}; they have"
@@ -133,11 +133,22 @@ class Continuation:
         for file in files:
             dataset = combine_files(align_files([file], self.fitting, self.fetch), self.fitting, self.fetch)
             dataset = fill_missing(fit_stored(dataset, stored.arrays, dim), models, dim)
-            ready = replace(file, dataset=dataset)
+            ready = replace(file, dataset=self._load_as_stored(dataset, stored))
             misfits = stored.find_misfits(ready, self.fitting, self.fetch)
             if not self.findings.add_misfits(misfits):
                 fitting.append(ready)
         return fitting
+
+    def _load_as_stored(self, dataset: xr.Dataset, stored: StoredVariables) -> xr.Dataset:
+        """The dataset with the values of variables that are stored as values, in chunks of their own."""
+        changes = {}
+        for name, variable in dataset.variables.items():
+            array = stored.arrays.get(str(name))
+            if array is None or self.fitting.concat_dim not in variable.dims or not is_virtual(variable):
+                continue
+            if chunk_shape(variable.data.metadata) != chunk_shape(array) and not stored.is_virtual(str(name)):
+                changes[name] = xr.conventions.decode_cf_variable(name, read_virtual(variable, self.fetch))
+        return replace_variables(dataset, changes) if changes else dataset
 
     def _place(self, files: Sequence[ScannedFile], steps: GroupSteps) -> list[Placement]:
         own: dict[str, Steps] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from icelite.catalog.chunks import ChunkColumns, as_grid
-from icelite.catalog.locations import INLINE
+from icelite.catalog.locations import INLINE, load_locations
 from icelite.types import ChunkType
 from icelite.virtualizarr.arrays import chunk_shape
 
@@ -38,18 +38,29 @@ def count_steps(arrays: Mapping[str, ArrayV3Metadata], dim: str) -> int:
 def find_extents(session: Session, group: str, arrays: Mapping[str, ArrayV3Metadata], dim: str) -> dict[str, Steps]:
     """The steps of each file that chunks are in, from the first to the last, by location path."""
     found: dict[str, Steps] = {}
+    known = _read_paths(session)
     for name, array in growing_arrays(arrays, dim).items():
         path, axis = join_path(group, name), (array.dimension_names or ()).index(dim)
         chunk, length = chunk_shape(array)[axis], array.shape[axis]
         entry, _ = session.changes.nodes.lookup_array(path)
         for block in session.changes.chunks.columns(entry.node.node_id):
             for number, (first, last) in _ranges(block, len(array.shape), axis, path).items():
-                location = session.changes.chunks.location(number)
-                if location is not None and location.kind == ChunkType.virtual:
+                if number in known:
                     steps = first * chunk, min((last + 1) * chunk, length)
-                    before = found.get(location.path, steps)
-                    found[location.path] = min(before[0], steps[0]), max(before[1], steps[1])
+                    before = found.get(known[number], steps)
+                    found[known[number]] = min(before[0], steps[0]), max(before[1], steps[1])
     return found
+
+
+def _read_paths(session: Session) -> dict[int, str]:
+    """The path of each file by its number in columns of chunks, in one query: a group may be in 10,000 files."""
+    with session.changes.catalog.read() as txn:
+        stored = load_locations(txn)
+    staged = enumerate(session.changes.chunks.locations, start=INLINE + 1)
+    return {
+        **{-number: location.path for number, location in stored.items()},
+        **{number: location.path for number, location in staged if location.kind == ChunkType.virtual},
+    }
 
 
 def _ranges(block: ChunkColumns, ndim: int, axis: int, path: str) -> dict[int, tuple[int, int]]:

@@ -25,10 +25,10 @@ from icelite.archive.labels import describe_kind, find_values
 from icelite.archive.records import Recorded, read_records
 from icelite.archive.scan import ScannedFile
 from icelite.catalog.chunks import scan_chunks
-from icelite.catalog.locations import INLINE, lookup_location
+from icelite.catalog.locations import load_locations
 from icelite.errors import InvalidInputError, StorageError
 from icelite.metadata import array_info
-from icelite.types import ChunkType, Location, SourceStamp
+from icelite.types import Location, SourceStamp
 from icelite.virtual.stamps import SECOND, contradicts, describe
 from icelite.virtualizarr.arrays import Fetch, chunk_shape, hash_bytes, is_virtual, read_virtual, stored_metadata
 from icelite.virtualizarr.target import check_layout
@@ -78,11 +78,10 @@ def find_holdings(repository: Repository, session: Session, group: str) -> Holdi
         holdings.arrays.append(node.path)
         for block in scan_chunks(catalog, view, node.node_id):
             location_ids.update(np.unique(block.location_ids).tolist())
-    for location_id in sorted(location_ids - {INLINE}):
-        location = lookup_location(catalog, location_id)
-        if location.kind != ChunkType.virtual:
-            continue
-        holdings.referenced.setdefault(location.path, []).append(location)
+    with catalog.read() as txn:
+        locations = load_locations(txn)
+    for location_id in sorted(location_ids & locations.keys()):
+        holdings.referenced.setdefault(locations[location_id].path, []).append(locations[location_id])
     recorded = read_records(repository, session, group) if nodes else Recorded()
     return replace(holdings, recorded=recorded)
 
@@ -202,10 +201,13 @@ class StoredVariables:
         if problems:
             return [Misfit(file.url, problem) for problem in problems]
         problems = [*self._compare_names(file.dataset, fitting)]
+        bounds = {bounds for _, bounds in cf.find_bounds(file.dataset.variables)}
         for name, variable in file.dataset.variables.items():
             array = self.arrays.get(str(name))
             if array is None:
                 continue
+            if name in bounds and not is_virtual(variable):
+                continue  # it will count as its times do
             if fitting.concat_dim in variable.dims:
                 problems += self._compare_growing(str(name), variable, array)
             elif fitting.compat != "override" and variable.dims == (array.dimension_names or ()):

@@ -43,7 +43,8 @@ def align_layouts(datasets: Sequence[xr.Dataset], concat_dim: str) -> list[xr.Da
                 if after is not before:
                     changes[name] = after
     return [
-        _replace(dataset, changes) if changes else dataset for dataset, changes in zip(datasets, changed, strict=True)
+        replace_variables(dataset, changes) if changes else dataset
+        for dataset, changes in zip(datasets, changed, strict=True)
     ]
 
 
@@ -80,7 +81,7 @@ def fit_stored(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata], conca
             adapted = _adopt(_cut(variable, concat_dim, size), target)
             if adapted is not variable:
                 changes[name] = adapted
-    return _replace(dataset, changes) if changes else dataset
+    return replace_variables(dataset, changes) if changes else dataset
 
 
 def fill_missing(dataset: xr.Dataset, models: Mapping[str, xr.Variable], concat_dim: str) -> xr.Dataset:
@@ -97,7 +98,7 @@ def fill_missing(dataset: xr.Dataset, models: Mapping[str, xr.Variable], concat_
         for name, model in models.items()
         if name not in dataset.variables and reads_as_missing(model)
     }
-    return _replace(dataset, added) if added else dataset
+    return replace_variables(dataset, added) if added else dataset
 
 
 def unwritten_like(model: xr.Variable, concat_dim: str, length: int) -> xr.Variable:
@@ -146,10 +147,11 @@ def with_fill_value(dataset: xr.Dataset, stored: Mapping[str, ArrayV3Metadata]) 
             target.to_dict()["fill_value"]
         ):
             changes[name] = _with_metadata(variable, dataclasses.replace(own, fill_value=target.fill_value))
-    return _replace(dataset, changes) if changes else dataset
+    return replace_variables(dataset, changes) if changes else dataset
 
 
-def _replace(dataset: xr.Dataset, changes: Mapping[Any, xr.Variable]) -> xr.Dataset:
+def replace_variables(dataset: xr.Dataset, changes: Mapping[Any, xr.Variable]) -> xr.Dataset:
+    """The dataset with some variables in the place of others, coordinates without an index."""
     encoding = dataset.encoding
     coordinates = {name: variable for name, variable in changes.items() if name in dataset.coords}
     dataset = dataset.assign({name: variable for name, variable in changes.items() if name not in coordinates})

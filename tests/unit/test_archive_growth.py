@@ -261,7 +261,7 @@ def test_bad_input_is_one_clear_error(days: list[Path], folder: Path, catalog: P
         replace(catalog, write(tmp_path / "new.nc", [9]), replaces=days[4])
     other = write(folder / "grid.nc", [1], columns=5)
     refused(catalog, lambda: replace(catalog, other, replaces=days[1]), invalid, "grid.nc", "'x'")
-    refused(catalog, lambda: virtualize(days, catalog, concat_dim="tiem"), invalid, "tiem", "time, y, x")
+    refused(catalog, lambda: virtualize(days, catalog, concat_dim="tiem"), invalid, "tiem", "time, x, y")
     with pytest.raises(InvalidInputError, match="'time' is like it"):
         virtualize(days[0], tmp_path / "other.icelite", concat_dim="tiem")
     with pytest.raises(InvalidInputError, match="on_late"):

@@ -29,7 +29,7 @@ from icelite.archive.updating import replace as replace_files  # noqa: E402
 from icelite.archive.updating import update  # noqa: E402
 from icelite.archive.virtualize import virtualize  # noqa: E402
 
-LIVES, STEPS = int(os.environ.get("LIVES", 0)) or (300 if os.environ.get("ICELITE_CAMPAIGN") else 15), 20
+LIVES, STEPS = 300 if os.environ.get("ICELITE_CAMPAIGN") else int(os.environ.get("LIVES", 15)), 20
 SLOTS = 8
 PER_FILE = 3
 
@@ -76,10 +76,11 @@ class ArchiveLife(RuleBasedStateMachine):
             for dim, size in (("time", None), ("y", 3), ("x", columns), ("nv", 2)):
                 file.createDimension(dim, size)
             time = file.createVariable("time", "f8", ("time",))
-            time.setncatts({"units": "days since 2000-01-01", "bounds": "time_bnds"})
-            time[:] = labels
+            first = self.numbers % 3  # files count from dates of their own
+            time.setncatts({"units": f"days since 2000-01-0{1 + first}", "bounds": "time_bnds"})
+            time[:] = np.array(labels) - first
             bounds = file.createVariable("time_bnds", "f8", ("time", "nv"))
-            bounds[:] = np.stack([labels, np.array(labels) + 1], 1)
+            bounds[:] = np.stack([labels, np.array(labels) + 1], 1) - first
             lat = file.createVariable("lat", "f4", ("y", "x"), zlib=True)
             lat[:] = np.arange(3 * columns).reshape(3, columns)
             values = file.createVariable(
@@ -99,6 +100,9 @@ class ArchiveLife(RuleBasedStateMachine):
 
     def days(self, slot: int, count: int = PER_FILE) -> list[int]:
         return list(range(PER_FILE * slot, PER_FILE * slot + count))
+
+    def date(self, label: int) -> np.datetime64:
+        return np.datetime64("2000-01-01", "ns") + np.timedelta64(label, "D")
 
     # ---- what must hold
 
@@ -211,9 +215,7 @@ class ArchiveLife(RuleBasedStateMachine):
             return
         member = self.members[slot]
         if by_label or (self.chunk > 1 and len(member.kept) < len(member.labels)):
-            summary = drop(
-                self.catalog, [np.datetime64("2000-01-01", "ns") + np.timedelta64(n, "D") for n in member.kept]
-            )
+            summary = drop(self.catalog, [self.date(n) for n in member.kept])
         else:
             summary = drop(self.catalog, member.path)
         del self.members[slot]
@@ -231,7 +233,7 @@ class ArchiveLife(RuleBasedStateMachine):
             return
         member = self.members[slot]
         label = member.kept.pop(which)
-        drop(self.catalog, str(np.datetime64("2000-01-01") + label))
+        drop(self.catalog, str(self.date(label))[:10])
         self.check()
         self.update()
 
