@@ -343,7 +343,8 @@ def test_a_task_that_runs_twice_leaves_orphans_only(tmp_path: Path) -> None:
     workshop = dask_array.Workshop("twice", pickle.dumps(session.fork()))
     values = np.arange(4, dtype="f4")
     written = [
-        dask_array._write_blocks(workshop, [block], path="x", spans=[((0, 4),)]) for block in (values * 9, values)
+        dask_array._write_blocks(workshop, [block], path="x", spans=[((0, 4),)], write_empty=True)
+        for block in (values * 9, values)
     ]
     dask_array._workshops.pop("twice")
     dask_array._take(session, written[1:])
