@@ -324,15 +324,24 @@ def _concatenate(files: Sequence[ScannedFile], fitting: Fitting, fetch: Fetch) -
     stacked = fitting.stacked(datasets[0])
     is_new = dim not in datasets[0].dims
     datasets = _with_common_times([ds.set_coords([dim] if dim in ds else []) for ds in datasets], dim, fetch)
-    combined = xr.concat(
-        datasets,
-        dim=dim,
-        data_vars="all" if is_new else "minimal",
-        coords=[name for name in stacked if is_new and name in datasets[0].coords] or "minimal",
-        compat="override",
-        join="override",
-        combine_attrs="override",
-    )
+    try:
+        combined = xr.concat(
+            datasets,
+            dim=dim,
+            data_vars="all" if is_new else "minimal",
+            coords=[name for name in stacked if is_new and name in datasets[0].coords] or "minimal",
+            compat="override",
+            join="override",
+            combine_attrs="override",
+        )
+    except ValueError as error:
+        if "partial chunks" not in str(error):
+            raise
+        raise InvalidInputError(  # VirtualiZarr before 2.6, the newest for Python 3.11
+            f"the last chunk of {name_of(files[-1].url)!r} is partly filled, which this VirtualiZarr does not combine:"
+            " add that file in a second call, or use Python 3.12 and VirtualiZarr 2.8",
+            ErrorKind.INVALID_DATASET,
+        ) from error
     for name, variable in combined.variables.items():
         if dim in variable.dims and not is_virtual(variable):
             for key in _not_shared(name, variable, datasets):

@@ -138,7 +138,7 @@ def check_json_object(value: object, what: str) -> None:
         raise InvalidInputError(f"{what} {value!r} is not a dict", ErrorKind.INVALID_ARGUMENT)
     try:
         json.dumps(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"{what} is not JSON: {error}", ErrorKind.INVALID_ARGUMENT) from error
 
 

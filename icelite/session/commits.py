@@ -213,7 +213,7 @@ def check_message(message: object, metadata: dict[str, Any] | None) -> None:
         raise InvalidInputError(f"commit message {message!r} is not a str", ErrorKind.INVALID_ARGUMENT)
     try:
         text = json.dumps(metadata or {})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"commit metadata is not JSON: {error}", ErrorKind.INVALID_ARGUMENT) from error
     if not text.startswith("{"):
         raise InvalidInputError(f"commit metadata {metadata!r} is not a dict", ErrorKind.INVALID_ARGUMENT)

@@ -185,7 +185,8 @@ def test_no_other_source_is_opened(days: list[Path], catalog: Path) -> None:
 def test_a_file_grows(folder: Path, catalog: Path) -> None:
     """Its last chunk is partly filled, and it is the last file."""
     files = [write(folder / "a.nc", [0, 1, 2], chunk=3), write(folder / "b.nc", [3], chunk=3)]
-    virtualize(files, catalog, concat_dim="time")
+    for found in (files[:1], files):  # at once it takes VirtualiZarr 2.8
+        virtualize(found, catalog, concat_dim="time")
     for days in ([3, 4], [3, 4, 5], [3, 4]):
         write(files[1], days, chunk=3)
         assert names(update(catalog, folder / "*.nc").replaced) == ["b.nc"]
