@@ -242,9 +242,8 @@ def test_a_file_that_changes_while_it_is_parsed(path: Path, monkeypatch: pytest.
 
 def test_copies_are_read_from_the_file_that_was_parsed(path: Path) -> None:
     dataset = open_virtual(path, drop_variables=["lists"])
-    os.utime(path, ns=(1, 1))
-    with pytest.raises(StorageError, match="changed while it was parsed"):
-        _ = dataset["copied"].values
+    path.unlink()  # small ones were read while it was open
+    np.testing.assert_array_equal(dataset["copied"].values, VALUES)
 
 
 def test_datasets_are_pickled_with_their_copies_unread(path: Path) -> None:
