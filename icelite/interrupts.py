@@ -9,6 +9,7 @@ eight did nothing. Inside a callback of HDF5's it may also come out as an error 
 from __future__ import annotations
 
 import _thread
+import multiprocessing
 import os
 import signal
 import sys
@@ -99,11 +100,17 @@ def heard_interrupts() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this worker process end soon after the process that started it, however that ended."""
-    parent = os.getppid()
+    """Let this worker process, of multiprocessing or loky, end soon after the one that started it.
+
+    That may have ended already, while this one began. Then ``os.getppid()`` is another's, so it is not asked who it was.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # of a process that neither of them started
 
     def watch() -> None:
-        while os.getppid() == parent:
+        if parent.sentinel is not None:
+            parent.join()
+        while os.getppid() == parent.pid:  # loky has no sentinel
             time.sleep(_LOOK_SECONDS)
         os._exit(1)
 

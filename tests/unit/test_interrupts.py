@@ -167,21 +167,35 @@ def test_other_threads_change_nothing() -> None:
 
 
 PARENT = """
-    import subprocess, sys, time
-    child = "import time; from icelite.interrupts import end_with_parent; end_with_parent(); print('up', flush=True); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
-    print(process.pid, flush=True)
+import multiprocessing, os, sys, time
+import loky.backend.context
+from icelite.interrupts import end_with_parent
+
+def work(said):
+    said.send(os.getpid())
+    time.sleep(1)  # its parent ends meanwhile
+    end_with_parent()
     time.sleep(600)
-"""  # noqa: E501
+
+if __name__ == "__main__":
+    kind = sys.argv[1]
+    context = loky.backend.context.get_context("loky") if kind == "loky" else multiprocessing.get_context(kind)
+    heard, said = multiprocessing.Pipe(duplex=False)
+    context.Process(target=work, args=(said,)).start()
+    print(heard.recv(), flush=True)
+    time.sleep(600)
+"""
 
 
+@pytest.mark.parametrize("kind", ["spawn", "forkserver", "fork", "loky"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_ends_with_its_parent(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_worker_ends_with_its_parent_also_where_that_ended_first(
+    how: signal.Signals, kind: str, tmp_path: Path
+) -> None:
     script = tmp_path / "parent.py"
-    script.write_text("\n".join(line[4:] for line in PARENT.splitlines()))
+    script.write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+    with subprocess.Popen([sys.executable, script, kind], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.send_signal(how)
