@@ -102,7 +102,7 @@ def heard_interrupts() -> Iterator[None]:
 def end_with_parent() -> None:
     """Let this worker process, of multiprocessing or loky, end soon after the one that started it.
 
-    That may have ended already, while this one began. Then ``os.getppid()`` is another's, so it is not asked who it was.
+    That may have ended already, while this one began; then ``os.getppid()`` is another's, so it does not say who it was.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None  # of a process that neither of them started
